@@ -1,0 +1,61 @@
+"""The command `mu2net`, put together from the commands that the installed packages register as entry points.
+
+A serving install has no evolve commands: their module needs torch, is not importable, and so is left out.
+This is the process boundary: expected errors become one line on stderr and exit code 1.
+"""
+
+import sys
+from importlib.metadata import entry_points
+
+import click
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from models.errors import Mu2NetError
+
+COMMAND_GROUP = "mu2net.commands"
+
+
+def build_app() -> typer.Typer:
+    """Return the command line with every command whose package can be imported here."""
+    app = typer.Typer(
+        name="mu2net",
+        help="A multitask vision transformer that grows by evolution, and the server that answers from it.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+    )
+    missing: list[str] = []
+    for point in sorted(entry_points(group=COMMAND_GROUP), key=lambda point: point.name):
+        try:
+            command = point.load()
+        except ModuleNotFoundError:
+            missing.append(point.name)
+            continue
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=point.name)
+        else:
+            app.command(name=point.name)(command)
+    if missing:
+        app.info.epilog = f"Not installed here: {', '.join(missing)} (they come with mu2net[[evolve]])."
+    return app
+
+
+def main() -> None:
+    """Run `mu2net` with the process's arguments; exits with 0, 1 (error), 2 (usage) or 130 (Ctrl-C)."""
+    try:
+        code = build_app()(standalone_mode=False)
+    except Mu2NetError as error:
+        sys.exit(_report(str(error), code=1))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(_report("stopped by Ctrl-C", code=130))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report(message: str, *, code: int) -> int:
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    return code

@@ -1,0 +1,120 @@
+"""Every error this project raises on purpose, as one tree.
+
+    Mu2NetError
+    ├── InvalidInput          a value that a person or a client gave is not allowed
+    │   ├── InvalidName         not a task name
+    │   ├── InvalidImage        bytes that are no readable image
+    │   ├── ImageTooLarge       more bytes or pixels than the limit
+    │   ├── InvalidData         labelled images that cannot make a task
+    │   ├── InvalidConfig       a setting, option or hyperparameter that is unknown or out of range
+    │   ├── InvalidRoot         a network that is no plain ViT
+    │   └── InvalidRoute        a route or release record that contradicts itself
+    ├── NotFound              something was asked for by a name that nothing has
+    │   ├── UnknownTask
+    │   ├── UnknownRelease
+    │   └── StoreNotFound
+    ├── StoreError            the store's content is not what its records promise
+    │   ├── MissingObject
+    │   ├── DamagedObject
+    │   ├── UnsupportedFormat
+    │   └── PublishConflict     the change no longer fits the current release
+    ├── ExportMismatch        ONNX Runtime and torch disagree about a route
+    ├── NotReady              the server has no release to answer from
+    ├── Overloaded            the queue is full, or a deadline passed while waiting in it
+    └── PortInUse
+
+Messages say what happened, the value, what is allowed and the next step. The HTTP status of each
+stands in `service/errors.py`; the command line prints the message and exits with 1.
+"""
+
+
+class Mu2NetError(Exception):
+    """Base of all expected errors: the message is for the person who caused it or operates this."""
+
+
+class InvalidInput(Mu2NetError):
+    pass
+
+
+class InvalidName(InvalidInput):
+    pass
+
+
+class InvalidImage(InvalidInput):
+    pass
+
+
+class ImageTooLarge(InvalidInput):
+    pass
+
+
+class InvalidData(InvalidInput):
+    pass
+
+
+class InvalidConfig(InvalidInput):
+    pass
+
+
+class InvalidRoot(InvalidInput):
+    pass
+
+
+class InvalidRoute(InvalidInput):
+    pass
+
+
+class NotFound(Mu2NetError):
+    pass
+
+
+class UnknownTask(NotFound):
+    pass
+
+
+class UnknownRelease(NotFound):
+    pass
+
+
+class StoreNotFound(NotFound):
+    pass
+
+
+class StoreError(Mu2NetError):
+    pass
+
+
+class MissingObject(StoreError):
+    pass
+
+
+class DamagedObject(StoreError):
+    pass
+
+
+class UnsupportedFormat(StoreError):
+    pass
+
+
+class PublishConflict(StoreError):
+    pass
+
+
+class ExportMismatch(Mu2NetError):
+    pass
+
+
+class NotReady(Mu2NetError):
+    pass
+
+
+class Overloaded(Mu2NetError):
+    """Try again after `retry_after_s` seconds."""
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class PortInUse(Mu2NetError):
+    pass

@@ -1,0 +1,49 @@
+"""Records as JSON: routes, releases and the pointer, written one way only and checked when read."""
+
+import json
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from models.errors import DamagedObject, UnsupportedFormat
+
+FORMAT_VERSION = 1  # of every record in a store; tests/golden keeps a store of each
+
+Record = TypeVar("Record")
+
+
+def encode(record: object) -> bytes:
+    """Return the record as JSON with sorted keys: equal records give equal bytes, hence equal digests."""
+    plain = TypeAdapter(type(record)).dump_python(record, mode="json")
+    return json.dumps(plain, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+
+def decode(kind: type[Record], data: bytes, name: str) -> Record:
+    """Return the record of type `kind` that `data` holds.
+
+    Args:
+        kind: a frozen dataclass with `format_version`.
+        data: the file's bytes.
+        name: the file, for error messages.
+
+    Raises:
+        UnsupportedFormat: written by a newer version of this software.
+        DamagedObject: not such a record.
+    """
+    try:
+        version = json.loads(data)["format_version"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise DamagedObject(f"{name} is damaged: not a JSON record with a format_version; restore it") from error
+    if version != FORMAT_VERSION:
+        raise UnsupportedFormat(
+            f"{name} has format_version {version!r}; this version reads {FORMAT_VERSION}: upgrade mu2net"
+        )
+    try:
+        return TypeAdapter(kind).validate_json(data)
+    except ValidationError as error:
+        raise DamagedObject(f"{name} is damaged: {_first_problem(error)}; restore it from a copy") from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, problem['loc'])) or 'record'}: {problem['msg']}"

@@ -1,0 +1,43 @@
+"""A release: a numbered, immutable set of routes. The service answers from exactly one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from models.errors import InvalidRoute, UnknownTask
+from models.names import RouteId, TaskName
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Which route answers for which task. `created_at` is UTC, ISO 8601."""
+
+    number: int
+    parent: int | None  # the release it was made from; None for the first
+    root: RouteId
+    tasks: Mapping[TaskName, RouteId]
+    reason: str  # what this release changed, for people
+    created_at: str
+    format_version: int = 1
+
+    def __post_init__(self) -> None:
+        if self.number < 0 or (self.parent is not None and self.parent >= self.number):
+            raise InvalidRoute(f"release {self.number} cannot follow release {self.parent}: numbers only grow")
+
+    def route_id(self, task: TaskName) -> RouteId:
+        """Return the task's route.
+
+        Raises:
+            UnknownTask: the release has no such task; the message lists those it has.
+        """
+        if task not in self.tasks:
+            raise UnknownTask(unknown_task(task, self.tasks))
+        return self.tasks[task]
+
+    def successor(self, tasks: Mapping[TaskName, RouteId], *, number: int, reason: str, created_at: str) -> "Release":
+        return replace(self, number=number, parent=self.number, tasks=tasks, reason=reason, created_at=created_at)
+
+
+def unknown_task(task: str, known: Mapping[TaskName, object]) -> str:
+    """Return the message for a task name that nothing has."""
+    names = ", ".join(sorted(known)) or "none yet: add one with 'mu2net evolve'"
+    return f"no route for task {task[:80]!r}; known tasks: {names}"

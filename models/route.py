@@ -1,0 +1,129 @@
+"""A route: the ordered components one task runs through, with all that is needed to run and to judge it.
+
+The paper's "path"; the name differs because `Path` is `pathlib`'s.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from models.component import ComponentRecord
+from models.errors import InvalidRoute
+from models.names import ComponentId, GoldenId, RouteId, SubgraphId, TaskName
+from models.network import NetworkShape, flops
+from models.preprocess import Preprocessing
+
+StageKind = Literal["embed", "block", "head"]
+Scalar = str | int | float | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One subgraph of a route with the components whose weights it reads, in order.
+
+    A route is one `embed` stage (patch embedding and position embedding), any number of `block` stages
+    (a block, with the adapter before it if there is one) and one `head` stage (final norm and head).
+    """
+
+    kind: StageKind
+    subgraph: SubgraphId
+    components: tuple[ComponentRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What was measured when the route was published. Accuracies are 0 to 1."""
+
+    validation_accuracy: float
+    validation_images: int
+    score: float  # validation accuracy after the size and compute factors
+    test_accuracy: float | None = None  # None where the task has no test images
+    test_images: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Where a route comes from."""
+
+    parent: RouteId | None  # None for the root
+    mutations: tuple[str, ...]  # what the evolution changed on the way from the parent, in order
+    iteration: int  # of the task, from 1; 0 for the root
+    candidate: str  # its name in the journal
+    trained_images: int  # images that the whole iteration trained on, all candidates together
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The components of one task, in order. Immutable; its id is the sha256 of its record in the store."""
+
+    task: TaskName | None  # None for the root alone
+    stages: tuple[Stage, ...]
+    network: NetworkShape  # of the root it grew from
+    image_size: int  # pixels, square
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    hparams: Mapping[str, Scalar]
+    quality: Quality | None  # None for the root alone
+    lineage: Lineage
+    golden: GoldenId | None  # samples and the logits they must give; None for the root alone
+    private: bool = False
+    format_version: int = field(default=1)
+
+    def __post_init__(self) -> None:
+        owner = f"task {self.task!r}" if self.task else "root"
+        kinds = [stage.kind for stage in self.stages]
+        if len(kinds) < 2 or kinds != ["embed", *["block"] * (len(kinds) - 2), "head"]:
+            raise InvalidRoute(f"{owner}: stages must be embed, any number of block, head; got {kinds}")
+        repeated = sorted({label for label in self.labels if self.labels.count(label) > 1})
+        if repeated:
+            raise InvalidRoute(f"{owner}: labels repeat: {repeated}; each class needs a name of its own")
+
+    @property
+    def components(self) -> tuple[ComponentRecord, ...]:
+        return tuple(component for stage in self.stages for component in stage.components)
+
+    @property
+    def component_ids(self) -> frozenset[ComponentId]:
+        return frozenset(component.id for component in self.components)
+
+    @property
+    def parameters(self) -> int:
+        """Weights that a request of this task runs through."""
+        return sum(component.parameters for component in self.components)
+
+    @property
+    def depth(self) -> int:
+        return len(self.stages) - 2
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of one image, see `models.network.flops`."""
+        return flops(
+            self.network,
+            image_size=self.image_size,
+            adapter_dims=tuple(adapter_dim(stage, self.network) for stage in self.stages[1:-1]),
+            num_classes=len(self.labels),
+        )
+
+
+def adapter_dim(stage: Stage, network: NetworkShape) -> int | None:
+    """Return the inner width of the stage's adapter, None without one: told from its number of weights."""
+    for component in stage.components:
+        if component.kind == "adapter":
+            return (component.parameters - 3 * network.embed_dim) // (2 * network.embed_dim + 1)
+    return None
+
+
+def accounted_parameters(routes: Mapping[TaskName, Route], task: TaskName, candidate: Route | None = None) -> float:
+    """Return the parameters that `task` answers for: each component's size over the number of tasks using it.
+
+    The root's use does not count (DESIGN section 2; µ2Net section 3.3 calls these accounted parameters).
+
+    Args:
+        routes: the routes of all tasks.
+        task: the task in question.
+        candidate: counted in place of the task's route in `routes`.
+    """
+    own = candidate or routes[task]
+    others = [route.component_ids for name, route in routes.items() if name != task]
+    return sum(component.parameters / (1 + sum(component.id in ids for ids in others)) for component in own.components)
