@@ -98,10 +98,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:
     """Bring 16-bit, 32-bit and float greys to 8 bits: values above 255 mean a scale up to 65535."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float32))
-    if values.max(initial=0) > 255:
-        values = values / 257
-    return Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    depth = 257.0 if values.max(initial=0) > 255 else 1.0
+    return Image.fromarray(np.clip(np.round(values / depth), 0, 255).astype(np.uint8))
 
 
 def scale_pixels(

@@ -13,6 +13,7 @@ Runtime refuses external data above a graph's own.
 
 import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -86,10 +87,8 @@ class Store:
         digest = hashlib.sha256(data).hexdigest()
         name = _object_name(digest, suffix)
         if not self._files.exists(name):
-            try:
+            with suppress(FileExistsError):  # another writer was faster, with the same content
                 self._files.create(name, data)
-            except FileExistsError:
-                pass  # another writer was faster, with the same content
         return digest
 
     def read_object(self, digest: str, suffix: ObjectSuffix, *, needed_by: str) -> bytes:
