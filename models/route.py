@@ -3,7 +3,8 @@
 The paper's "path"; the name differs because `Path` is `pathlib`'s.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -114,16 +115,18 @@ def adapter_dim(stage: Stage, network: NetworkShape) -> int | None:
     return None
 
 
-def accounted_parameters(routes: Mapping[TaskName, Route], task: TaskName, candidate: Route | None = None) -> float:
-    """Return the parameters that `task` answers for: each component's size over the number of tasks using it.
+def component_usage(routes: Iterable[Route]) -> Counter[ComponentId]:
+    """Return for each component how many of the routes use it."""
+    return Counter(component for route in routes for component in route.component_ids)
 
-    The root's use does not count (DESIGN section 2; µ2Net section 3.3 calls these accounted parameters).
+
+def accounted_parameters(components: Iterable[ComponentRecord], others: Mapping[ComponentId, int]) -> float:
+    """Return the parameters that a task answers for: each component's size over the number of tasks using it.
+
+    The root's use does not count (µ2Net, section 3.3).
 
     Args:
-        routes: the routes of all tasks.
-        task: the task in question.
-        candidate: counted in place of the task's route in `routes`.
+        components: those of the task in question.
+        others: how many other tasks use a component, see `component_usage`.
     """
-    own = candidate or routes[task]
-    others = [route.component_ids for name, route in routes.items() if name != task]
-    return sum(component.parameters / (1 + sum(component.id in ids for ids in others)) for component in own.components)
+    return sum(component.parameters / (1 + others.get(component.id, 0)) for component in components)
