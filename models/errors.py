@@ -5,6 +5,8 @@
     │   ├── InvalidName         not a task name
     │   ├── InvalidImage        bytes that are no readable image
     │   ├── ImageTooLarge       more bytes or pixels than the limit
+    │   ├── RequestTooLarge     more bytes or images in one request than the limit
+    │   ├── UnsupportedMedia    a request body of a content type that holds no image
     │   ├── InvalidData         labelled images that cannot make a task
     │   ├── InvalidConfig       a setting, option or hyperparameter that is unknown or out of range
     │   ├── InvalidRoot         a network that is no plain ViT
@@ -45,6 +47,14 @@ class InvalidImage(InvalidInput):
 
 
 class ImageTooLarge(InvalidInput):
+    pass
+
+
+class RequestTooLarge(InvalidInput):
+    pass
+
+
+class UnsupportedMedia(InvalidInput):
     pass
 
 
