@@ -10,11 +10,20 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from models.errors import ImageTooLarge, InvalidImage, InvalidRoute
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # decoders that strangers' bytes may reach
+UPRIGHT = {  # EXIF's orientation: how to turn the stored pixels
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 DRAFT_SCALE = 2  # JPEG files are decoded at the smallest scale with this many times the wanted pixels a side
 
 
@@ -43,7 +52,8 @@ class Preprocessing:
 def load_pixels(data: bytes, image_size: int, limits: ImageLimits = ImageLimits()) -> UInt8[np.ndarray, "size size 3"]:
     """Decode an image file and return it upright, as RGB, resized to a square of `image_size` pixels.
 
-    The first frame of an animation counts; transparency is laid on white; 16-bit values are brought to 8.
+    The first frame of an animation counts; transparency is laid on white; deeper greys are brought
+    to 8 bits.
 
     Raises:
         InvalidImage: not an image of a known format, or a truncated or damaged one.
@@ -52,8 +62,7 @@ def load_pixels(data: bytes, image_size: int, limits: ImageLimits = ImageLimits(
     image = _open(data, limits)
     try:
         image.draft(image.mode, (DRAFT_SCALE * image_size, DRAFT_SCALE * image_size))
-        upright = ImageOps.exif_transpose(image)
-        square = _to_rgb(upright).resize((image_size, image_size), Image.Resampling.BILINEAR)
+        square = _to_rgb(_upright(image)).resize((image_size, image_size), Image.Resampling.BILINEAR)
     except MemoryError:
         raise
     except Exception as error:  # the decoders raise whatever they like on hostile bytes: all of it means damaged
@@ -87,20 +96,41 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     return image
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn as EXIF says. Pillow's own `exif_transpose` also rewrites the metadata, and fails where that is damaged."""
+    image.load()
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # its parser raises whatever it likes; the pixels are whole, so damaged metadata means none
+        return image
+    method = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return _from_deep_grey(image).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        background = Image.new("RGB", rgba.size, "white")
+        background.paste(rgba, mask=rgba.getchannel("A"))
+        return background
     return image.convert("RGB")
 
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:
-    """Bring 16-bit, 32-bit and float greys to 8 bits: values above 255 mean a scale up to 65535."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    depth = 257.0 if values.max(initial=0) > 255 else 1.0
-    return Image.fromarray(np.clip(np.round(values / depth), 0, 255).astype(np.uint8))
+    """Bring 16-bit, 32-bit and float greys to 8 bits.
+
+    16-bit values go up to 65535. The other modes do not tell: floats up to 1 are taken as 0 to 1, values
+    above 255 as 0 to 65535, else they are 8-bit values already.
+    """
+    values = np.nan_to_num(np.asarray(image).astype(np.float32))
+    highest = values.max(initial=0)
+    if image.mode.startswith("I;16") or highest > 255:
+        values = values / np.float32(257)
+    elif image.mode == "F" and highest <= 1:
+        values = values * np.float32(255)
+    return Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
 
 
 def scale_pixels(

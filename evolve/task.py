@@ -1,0 +1,360 @@
+"""A task: labelled images, split into what is trained on, what is selected on and what is only reported.
+
+Images are decoded once per image size and kept in memory-mapped files, so candidates of many sizes and
+several worker processes share them.
+"""
+
+import hashlib
+import inspect
+import json
+import os
+import secrets
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL
+from jaxtyping import Int64, UInt8
+
+from models import preprocess
+from models.errors import ImageTooLarge, InvalidConfig, InvalidData, InvalidImage
+from models.image_folder import (
+    DataLimits,
+    ImageEntry,
+    ImageFolder,
+    Progress,
+    Split,
+    find_unreadable,
+    open_image_folder,
+    unreadable,
+)
+from models.names import TaskName
+
+TEST_FRACTION = 0.2  # of a data set without splits
+# Selecting among many candidates on few images overfits (on 125: 6 to 9 points between validation and
+# test), so a small data set gives up a larger part: 500 images where a quarter of it is as many.
+VAL_IMAGES = 500
+VAL_FRACTION_MIN, VAL_FRACTION_MAX = 0.1, 0.25
+IMBALANCE = 10  # largest class over smallest, from which on a person is told
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelledImages:
+    """Images of one split with their labels, in a fixed order; decoded when asked for. Can be pickled."""
+
+    names: tuple[str, ...]
+    labels: Int64[np.ndarray, " images"]
+    digests: tuple[str, ...]  # sha256 of each file
+    source: Path
+    limits: DataLimits
+    cache_folder: Path
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def pixels(
+        self, image_size: int, progress: Progress | None = None
+    ) -> UInt8[np.ndarray, "images image_size image_size 3"]:
+        """Return all images as `models.preprocess.load_pixels` gives them: read-only, mapped from the cache's file.
+
+        Raises:
+            InvalidData: the images have changed since the task was loaded, or cannot be decoded.
+        """
+        path = self.cache_folder / f"{self._cache_key(image_size)}.npy"
+        shape = (len(self), image_size, image_size, 3)
+        cached = _open_cached(path, shape)
+        if cached is None:
+            self._decode(path, shape, progress)
+            cached = _open_cached(path, shape)
+        assert cached is not None, f"{path} was written just now"
+        return cached
+
+    def _cache_key(self, image_size: int) -> str:
+        """Return a digest of all that decides about the pixels, the decoder included."""
+        decoder = f"{PIL.__version__} {inspect.getsource(preprocess)}"
+        return hashlib.sha256("\n".join([*self.digests, str(image_size), decoder]).encode()).hexdigest()
+
+    def _decode(self, path: Path, shape: tuple[int, ...], progress: Progress | None) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".new-{secrets.token_hex(8)}")
+        try:
+            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+            _reserve(temporary)
+            self._decode_into(array, progress)
+            array.flush()
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _decode_into(self, array: np.ndarray, progress: Progress | None) -> None:
+        problems: dict[str, str] = {}
+        position = {name: index for index, name in enumerate(self.names)}
+
+        def decode(entry: ImageEntry) -> None:
+            try:
+                data = folder.read(entry)
+                if hashlib.sha256(data).hexdigest() != self.digests[position[entry.name]]:
+                    raise InvalidImage("changed since the task was loaded")
+                array[position[entry.name]] = preprocess.load_pixels(data, array.shape[1], self.limits.image)
+            except (InvalidImage, ImageTooLarge) as error:
+                problems[entry.name] = str(error)
+
+        with open_image_folder(self.source, self.limits) as folder:
+            entries = [entry for entry in folder.entries if entry.name in position]
+            folder.map(decode, entries, progress)
+        problems |= dict.fromkeys(position.keys() - {e.name for e in entries}, "gone since the task was loaded")
+        if problems:
+            raise unreadable(problems, len(self), repr(str(self.source)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """What evolution gets: `train` to train on, `val` to select on, `test` (None: none given) to report on."""
+
+    name: TaskName
+    labels: tuple[str, ...]
+    train: LabelledImages
+    val: LabelledImages
+    test: LabelledImages | None
+    digest: str  # of the data and of how it is split
+    skipped: Mapping[str, str]  # unreadable images that were left out, with the reason
+    ignored: tuple[str, ...]  # files that are no images, or lie outside of the class folders
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.labels)
+
+    def describe(self) -> "TaskSummary":
+        splits: list[tuple[Split, LabelledImages | None]] = [
+            ("train", self.train),
+            ("val", self.val),
+            ("test", self.test),
+        ]
+        counts = {
+            split: tuple(np.bincount(images.labels, minlength=self.num_classes).tolist())
+            for split, images in splits
+            if images is not None
+        }
+        learnt = {*self.train.digests, *self.val.digests}
+        return TaskSummary(
+            self.labels,
+            counts,
+            num_repeated=sum(digest in learnt for digest in self.test.digests) if self.test else 0,
+            num_skipped=len(self.skipped),
+            num_ignored=len(self.ignored),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSummary:
+    """A task in numbers. `counts` has the number of images of each class, in the order of `labels`."""
+
+    labels: tuple[str, ...]
+    counts: Mapping[Split, tuple[int, ...]]
+    num_repeated: int  # test images with an identical twin in train or val
+    num_skipped: int
+    num_ignored: int
+
+    @property
+    def imbalance(self) -> float:
+        """Training images of the largest class over those of the smallest."""
+        return max(self.counts["train"]) / min(self.counts["train"])
+
+    def missing(self, split: Split) -> tuple[str, ...]:
+        """Return the classes without an image in `split`."""
+        return tuple(label for label, count in zip(self.labels, self.counts[split], strict=True) if count == 0)
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return what a person should know before trusting the measured quality."""
+        notes = [
+            f"{len(self.missing(split))} of {len(self.labels)} classes have no image in {split}, "
+            f"such as {self.missing(split)[0]!r}"
+            for split in self.counts
+            if self.missing(split)
+        ]
+        if self.imbalance >= IMBALANCE:
+            notes.append(f"the largest class has {self.imbalance:.0f} times the training images of the smallest")
+        if self.num_repeated:
+            notes.append(f"{self.num_repeated:,} test images are also among those trained or selected on")
+        if self.num_skipped:
+            notes.append(f"{self.num_skipped:,} unreadable images were skipped")
+        if self.num_ignored:
+            notes.append(f"{self.num_ignored:,} files were ignored: no images, or outside of the class folders")
+        return tuple(notes)
+
+
+def load_task(
+    name: TaskName,
+    path: Path,
+    *,
+    seed: int,
+    cache_folder: Path,
+    val_fraction: float | None = None,
+    limits: DataLimits = DataLimits(),
+    skip_unreadable: bool = False,
+    progress: Progress | None = None,
+) -> Task:
+    """Load labelled images and split them where their layout does not.
+
+    Which images go to which split depends on `seed` and the images' content only, not on names or on the
+    order on disk: a renamed, zipped or somewhat larger copy of the data is split (nearly) the same way, and
+    identical images stay together. Each class keeps an image to train on; val, then test, get one of each
+    class that has enough.
+
+    Args:
+        name: of the task.
+        path: a folder or a zip, see `open_image_folder`.
+        seed: of the split.
+        cache_folder: for decoded images; made if need be, may be deleted at any time.
+        val_fraction: part of the training images that becomes val where the layout has none; None for 500
+            images, but at least a tenth and at most a quarter.
+        limits: what is allowed.
+        skip_unreadable: leave out images that cannot be decoded, instead of refusing the data.
+        progress: called with images done and images in all, while images are checked.
+
+    Raises:
+        InvalidData: the data cannot make a task.
+        InvalidConfig: `val_fraction` is not between 0 and 1.
+    """
+    if val_fraction is not None and not 0 < val_fraction < 1:
+        raise InvalidConfig(f"val_fraction is {val_fraction}; it must lie between 0 and 1: try 0.2, or leave it out")
+    with open_image_folder(path, limits) as folder:
+        digests = dict(zip(folder.entries, _digests(folder), strict=True))
+        problems = _unreadable(folder, digests, cache_folder, progress)
+        labels, ignored = folder.labels, folder.ignored
+    if problems and not skip_unreadable:
+        raise unreadable(problems, len(digests), repr(str(path)))
+    kept = {entry: digest for entry, digest in digests.items() if entry.name not in problems}
+    _check_classes(kept, labels, path)
+    splits = _split(kept, seed, val_fraction)
+    if not splits["val"]:
+        raise InvalidData(f"{str(path)!r} has one image per class, none is left for validation: add more of each")
+
+    def images(split: Split) -> LabelledImages:
+        return LabelledImages(
+            tuple(entry.name for entry in splits[split]),
+            np.array([entry.label for entry in splits[split]], dtype=np.int64),
+            tuple(kept[entry] for entry in splits[split]),
+            path.absolute(),
+            limits,
+            cache_folder.absolute(),
+        )
+
+    return Task(
+        name,
+        labels,
+        train=images("train"),
+        val=images("val"),
+        test=images("test") if splits["test"] else None,
+        digest=_task_digest(labels, splits, kept),
+        skipped=problems,
+        ignored=ignored,
+    )
+
+
+def _digests(folder: ImageFolder) -> list[str]:
+    def digest(entry: ImageEntry) -> str:
+        try:
+            return hashlib.sha256(folder.read(entry)).hexdigest()
+        except (InvalidImage, ImageTooLarge) as error:  # counted as unreadable later
+            return hashlib.sha256(f"unreadable: {error}".encode()).hexdigest()
+
+    return folder.map(digest, folder.entries)
+
+
+def _unreadable(
+    folder: ImageFolder, digests: Mapping[ImageEntry, str], cache_folder: Path, progress: Progress | None
+) -> dict[str, str]:
+    """Return the unreadable images' problems, remembered in the cache: the same bytes need no second look."""
+    lines = [f"{entry.name} {digest}" for entry, digest in digests.items()]
+    key = _digest_of([*lines, str(folder.limits.image), PIL.__version__])
+    path = cache_folder / f"{key}.unreadable.json"
+    try:
+        return {str(name): str(text) for name, text in json.loads(path.read_bytes()).items()}
+    except (OSError, ValueError, AttributeError):  # not there yet, or damaged: look again
+        problems = find_unreadable(folder, progress)
+    cache_folder.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".new-{secrets.token_hex(8)}")
+    temporary.write_text(json.dumps(problems))
+    os.replace(temporary, path)
+    return problems
+
+
+def _check_classes(kept: Mapping[ImageEntry, str], labels: Sequence[str], path: Path) -> None:
+    present = {entry.label for entry in kept if entry.split in {"train", None}}
+    bare = [label for index, label in enumerate(labels) if index not in present]
+    if bare:
+        raise InvalidData(f"{str(path)!r}: no image to train on of the class {bare[0]!r} can be read: add some")
+
+
+def _split(
+    digests: Mapping[ImageEntry, str], seed: int, val_fraction: float | None
+) -> dict[Split, tuple[ImageEntry, ...]]:
+    given: dict[Split | None, list[ImageEntry]] = defaultdict(list)
+    for entry in digests:
+        given[entry.split].append(entry)
+    test, train = given["test"], given["train"]
+    if given[None]:
+        test, train = _take(given[None], digests, f"test {seed}", TEST_FRACTION, keep=2)
+    val = given["val"]
+    if not val:
+        fraction = default_val_fraction(len(train)) if val_fraction is None else val_fraction
+        val, train = _take(train, digests, f"val {seed}", fraction, keep=1)
+    return {"train": _ordered(train), "val": _ordered(val), "test": _ordered(test)}
+
+
+def default_val_fraction(num_images: int) -> float:
+    """Return the part of `num_images` training images to select on."""
+    return min(VAL_FRACTION_MAX, max(VAL_FRACTION_MIN, VAL_IMAGES / num_images))
+
+
+def _take(
+    entries: Sequence[ImageEntry], digests: Mapping[ImageEntry, str], salt: str, fraction: float, *, keep: int
+) -> tuple[list[ImageEntry], list[ImageEntry]]:
+    """Return `fraction` of each class (at least one, where `keep` different images remain) and the rest."""
+    classes: dict[int, dict[str, list[ImageEntry]]] = defaultdict(lambda: defaultdict(list))
+    for entry in entries:
+        classes[entry.label][digests[entry]].append(entry)
+    taken: list[ImageEntry] = []
+    for twins in classes.values():
+        order = sorted(twins, key=lambda digest: hashlib.sha256(f"{salt} {digest}".encode()).digest())
+        count = min(max(1, round(fraction * len(order))), max(0, len(order) - keep))
+        taken += [entry for digest in order[:count] for entry in twins[digest]]
+    chosen = set(taken)
+    return taken, [entry for entry in entries if entry not in chosen]
+
+
+def _ordered(entries: Sequence[ImageEntry]) -> tuple[ImageEntry, ...]:
+    return tuple(sorted(entries, key=lambda entry: entry.name))
+
+
+def _task_digest(
+    labels: Sequence[str], splits: Mapping[Split, Sequence[ImageEntry]], digests: Mapping[ImageEntry, str]
+) -> str:
+    return _digest_of(
+        [
+            *labels,
+            *(f"{split} {entry.label} {digests[entry]}" for split, entries in splits.items() for entry in entries),
+        ]
+    )
+
+
+def _digest_of(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def _reserve(path: Path) -> None:
+    """Give a sparse file its space now: a full disk is then an OSError here, and not a bus error when writing."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def _open_cached(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):  # not there yet, or damaged: decode again
+        return None
+    return array if isinstance(array, np.ndarray) and array.shape == shape and array.dtype == np.uint8 else None
