@@ -37,6 +37,12 @@ class LocalFiles:
             if entry.is_file() and not entry.name.startswith(TEMPORARY_PREFIX)
         )
 
+    def folders(self, folder: str) -> list[str]:
+        """Return the bare names of the folders in `folder`, sorted."""
+        if not self.path(folder).is_dir():
+            return []
+        return sorted(entry.name for entry in os.scandir(self.path(folder)) if entry.is_dir())
+
     def create(self, name: str, data: bytes) -> None:
         """Write a file that must not exist yet: FileExistsError if it does, and then nothing has changed."""
         target = self.path(name)

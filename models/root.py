@@ -25,7 +25,7 @@ from models.weights import Weights
 HEAD_DIM = 64  # of one attention head in every plain ViT and DeiT from tiny to large
 HALF = (0.5, 0.5, 0.5)  # mean and std that timm's plain vit_* weights were trained with
 RANDOM_ROOT = {"embed_dim": 64, "depth": 4, "num_heads": 4, "patch_size": 4, "image_size": 32, "seed": 0}
-INIT_STD = 0.02  # of a random root's weights, as timm's trunc_normal_
+TOKEN_INIT_STD = 0.2  # of a random root's class token and position embedding
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,9 @@ def _random_root(source: str) -> Root:
             tensors[name] = torch.zeros(shape)
         else:
             tensors[name] = torch.empty(shape)
-            torch.nn.init.trunc_normal_(tensors[name], std=INIT_STD, generator=generator)
+            # Unlike timm's 0.02, meant for long training, 1 / sqrt(fan in) makes random blocks pass signals on.
+            std = TOKEN_INIT_STD if name in ("cls_token", "pos_embed") else tensors[name][0].numel() ** -0.5
+            torch.nn.init.trunc_normal_(tensors[name], std=std, a=-3 * std, b=3 * std, generator=generator)
     return _from_tensors(tensors, source, values["num_heads"], Preprocessing(HALF, HALF))
 
 

@@ -102,17 +102,22 @@ class Route:
         return flops(
             self.network,
             image_size=self.image_size,
-            adapter_dims=tuple(adapter_dim(stage, self.network) for stage in self.stages[1:-1]),
+            adapter_dims=adapter_dims(self.components, self.network.embed_dim),
             num_classes=len(self.labels),
         )
 
 
-def adapter_dim(stage: Stage, network: NetworkShape) -> int | None:
-    """Return the inner width of the stage's adapter, None without one: told from its number of weights."""
-    for component in stage.components:
-        if component.kind == "adapter":
-            return (component.parameters - 3 * network.embed_dim) // (2 * network.embed_dim + 1)
-    return None
+def adapter_dims(components: Iterable[ComponentRecord], embed_dim: int) -> tuple[int | None, ...]:
+    """Return for each block the inner width of the adapter before it, None where there is none."""
+    dims: list[int | None] = []
+    pending: int | None = None
+    for component in components:
+        if component.kind == "adapter":  # layer norm 2 D, down D w + w, up w D + D
+            pending = (component.parameters - 3 * embed_dim) // (2 * embed_dim + 1)
+        elif component.kind == "block":
+            dims.append(pending)
+            pending = None
+    return tuple(dims)
 
 
 def component_usage(routes: Iterable[Route]) -> Counter[ComponentId]:

@@ -46,19 +46,23 @@ class Store:
         self._files = files
 
     @classmethod
-    def create(cls, location: str | Path, root: Route) -> "Store":
+    def create(cls, location: str | Path, store_root: Callable[["Store"], Route]) -> "Store":
         """Make a store whose release 0 has the root and no task.
 
-        The root's objects are put by `put_object` beforehand or afterwards, but before a server opens it.
+        Args:
+            location: a folder, made if missing.
+            store_root: puts the root's objects into the new store and returns its route.
 
         Raises:
-            InvalidConfig: there is a store already.
+            InvalidConfig: there is a store already, or files that are none.
         """
         store = cls(LocalFiles(Path(location)))
         if store._files.exists("CURRENT"):
             raise InvalidConfig(f"{location} is a store already: choose another folder, or evolve a task in this one")
-        release = Release(0, None, store.put_route(root), {}, "root", _now())
-        store._files.create(_release_name(0), encode(release))
+        if Path(location).exists() and not Path(location).is_dir():
+            raise InvalidConfig(f"{location} is a file: give a folder for the store")
+        release = Release(0, None, store.put_route(store_root(store)), {}, "root", _now())
+        store._files.replace(_release_name(0), encode(release))
         store._files.create("CURRENT", encode(Current(0)))
         return store
 
@@ -80,6 +84,11 @@ class Store:
     def folder(self) -> Path:
         return self._files.folder
 
+    @property
+    def files(self) -> LocalFiles:
+        """The store's files by name, for the journal; objects and releases go through this class."""
+        return self._files
+
     # objects
 
     def put_object(self, data: bytes, suffix: ObjectSuffix) -> str:
@@ -90,6 +99,9 @@ class Store:
             with suppress(FileExistsError):  # another writer was faster, with the same content
                 self._files.create(name, data)
         return digest
+
+    def has_object(self, digest: str, suffix: ObjectSuffix) -> bool:
+        return self._files.exists(_object_name(digest, suffix))
 
     def read_object(self, digest: str, suffix: ObjectSuffix, *, needed_by: str) -> bytes:
         """Return an object's bytes, which are those that its digest promises.

@@ -1,0 +1,99 @@
+"""The journal: every candidate ever sampled, in the store, one immutable segment a generation.
+
+    journal/<task>/<iteration>/start.json       what the iteration began with
+    journal/<task>/<iteration>/<generation>.jsonl
+    journal/<task>/<iteration>/end.json         what it ended with
+
+An iteration without an end was interrupted; the same command takes it up again from these segments.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from evolve.candidate import Candidate
+from evolve.config import EvolveConfig
+from models.names import RouteId, TaskName
+from models.records import decode, encode
+from models.store import Store
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True, slots=True)
+class IterationStart:
+    """All that the outcome of an iteration follows from."""
+
+    task: TaskName
+    iteration: int  # of this task, from 1
+    release: int  # whose routes are the seeds
+    data_digest: str
+    labels: tuple[str, ...]
+    device: str
+    private: bool
+    config: EvolveConfig
+    format_version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class IterationEnd:
+    winner: str  # candidate name
+    route: RouteId
+    release: int
+    format_version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateRecord:
+    """One candidate as it was sampled and what came of it."""
+
+    candidate: Candidate  # with its trained parts
+    quality: float
+    score: float
+    accounted_parameters: float
+    flops: int
+    curve: tuple[float, ...]
+    images: int
+    seconds: float
+    device: str
+    format_version: int = 1
+
+
+class Journal:
+    """The journal of one task iteration."""
+
+    def __init__(self, store: Store, task: TaskName, iteration: int) -> None:
+        self._files = store.files
+        self._folder = f"journal/{task}/{iteration:04d}"
+
+    def start(self) -> IterationStart | None:
+        return self._read(IterationStart, "start.json")
+
+    def end(self) -> IterationEnd | None:
+        return self._read(IterationEnd, "end.json")
+
+    def write_start(self, start: IterationStart) -> None:
+        self._files.create(f"{self._folder}/start.json", encode(start))
+
+    def write_end(self, end: IterationEnd) -> None:
+        self._files.replace(f"{self._folder}/end.json", encode(end))
+
+    def write_generation(self, generation: int, records: Sequence[CandidateRecord]) -> None:
+        lines = b"".join(encode(record) for record in records)
+        self._files.create(f"{self._folder}/{generation:04d}.jsonl", lines)
+
+    def generation(self, generation: int) -> list[CandidateRecord] | None:
+        """Return the records of a generation, None if it was not finished."""
+        name = f"{self._folder}/{generation:04d}.jsonl"
+        if not self._files.exists(name):
+            return None
+        return [decode(CandidateRecord, line, name) for line in self._files.read(name).splitlines()]
+
+    def _read(self, kind: type[Record], name: str) -> Record | None:
+        path = f"{self._folder}/{name}"
+        return decode(kind, self._files.read(path), path) if self._files.exists(path) else None
+
+
+def iterations(store: Store, task: TaskName) -> list[int]:
+    """Return the numbers of all iterations of a task that were ever started."""
+    return sorted(int(folder) for folder in store.files.folders(f"journal/{task}"))

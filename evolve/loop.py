@@ -1,0 +1,57 @@
+"""The evolutionary loop: add one task to the multitask system, or improve it.
+
+Follows Gesmundo & Dean 2022 (arXiv 2205.12755). Every random draw derives from (seed, task, iteration,
+generation, candidate), so a run that was killed and started again ends where it would have ended.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from evolve.candidate import Candidate
+from evolve.config import EvolveConfig
+from evolve.pool import WeightPool
+from evolve.run import Executor, Outcome, Progress, TaskRun
+from evolve.task import Task
+from evolve.train import Trained, TrainPlan, train_candidate
+from models.store import Store
+
+
+def one_after_another(
+    candidates: Sequence[Candidate], task: Task, pool: WeightPool, plan: TrainPlan
+) -> Iterator[Trained]:
+    """The plain executor: train each candidate from the pixels on, sharing nothing."""
+    for candidate in candidates:
+        yield train_candidate(candidate, task, pool, plan)
+
+
+def silent(progress: Progress) -> None:
+    """Report nothing."""
+
+
+def evolve_task(
+    task: Task,
+    store: Store,
+    config: EvolveConfig,
+    *,
+    private: bool = False,
+    execute: Executor = one_after_another,
+    report: Callable[[Progress], None] = silent,
+) -> Outcome:
+    """Run one task iteration (section 3 of the paper, "task iteration") and publish its winner.
+
+    1. start    published routes of other tasks and the root become seeds; the task's own locks are lifted
+    2. sample   pick parents, mutate each into a child
+    3. train    update only what the child owns, on batches that the generation shares
+    4. score    validation accuracy after the size and compute factors
+    5. keep     a child stays if it scores no worse than its parent did on this task
+    6. end      the best is frozen and published, the rest are dropped
+    """
+    run = TaskRun.begin(task, store, config, private=private)
+    population = run.start_population()
+    for generation in range(config.generations):
+        data = run.sample_data(population, generation)
+        children = run.sample_children(population, data, generation)
+        for member in run.train(children, generation, execute, report):
+            population.consider(member)
+    best = population.best
+    assert best is not None, "a child of a seed is always kept"
+    return run.finish(best)

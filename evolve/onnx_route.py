@@ -1,0 +1,38 @@
+"""A route run through its ONNX subgraphs, one after another, on the CPU: the offline counterpart of the service."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnxruntime
+
+from evolve.task import LabelledImages
+from models.route import Stage
+from models.store import Store
+
+BATCH = 64
+
+
+class OnnxRoute:
+    """The sessions of a route's stages; subgraphs are checked against their digests when opened."""
+
+    def __init__(self, store: Store, stages: Sequence[Stage]) -> None:
+        self._sessions = [
+            onnxruntime.InferenceSession(
+                store.object_path(stage.subgraph, "onnx", needed_by="a route that is being checked"),
+                providers=["CPUExecutionProvider"],
+            )
+            for stage in stages
+        ]
+
+    def logits(self, pixels: np.ndarray) -> np.ndarray:
+        """Return float32 logits [n, classes] of uint8 pixels [n, size, size, 3]."""
+        return np.concatenate([self._run(pixels[at : at + BATCH]) for at in range(0, len(pixels), BATCH)])
+
+    def accuracy(self, images: LabelledImages, image_size: int) -> float:
+        """Return the share of images whose largest logit is their label's."""
+        return float((self.logits(images.pixels(image_size)).argmax(axis=1) == images.labels).mean())
+
+    def _run(self, values: np.ndarray) -> np.ndarray:
+        for session in self._sessions:
+            (values,) = session.run(None, {session.get_inputs()[0].name: np.ascontiguousarray(values)})
+        return values

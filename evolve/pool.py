@@ -1,0 +1,53 @@
+"""Weights that candidates are made of: published ones from the store, unpublished ones from the run's folder.
+
+Every set of weights has the sha256 of its content as its id, published or not, so a candidate is a list
+of ids, and one that kept a component untouched says so by its id.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from models.errors import MissingObject
+from models.files import LocalFiles
+from models.names import ComponentId
+from models.store import Store
+from models.weights import Weights, deserialize, num_parameters, serialize
+
+
+class WeightPool:
+    """Reads weights by id and takes new ones in. Nothing in it is ever changed in place."""
+
+    def __init__(self, store: Store, run_folder: Path) -> None:
+        self._store = store
+        self._files = LocalFiles(run_folder)
+
+    def put(self, weights: Weights) -> ComponentId:
+        """Take weights in and return their id; those that the store has already are not written again."""
+        data = serialize(weights)
+        component = ComponentId(hashlib.sha256(data).hexdigest())
+        if not self._store.has_object(component, "safetensors") and not self._files.exists(_name(component)):
+            self._files.replace(_name(component), data)
+        return component
+
+    def read(self, component: ComponentId) -> bytes:
+        """Return the safetensors file of a component, checked against its id; StoreError if it cannot."""
+        if not self._files.exists(_name(component)):
+            return self._store.read_object(component, "safetensors", needed_by="a candidate of this run")
+        data = self._files.read(_name(component))
+        if hashlib.sha256(data).hexdigest() != component:
+            raise MissingObject(
+                f"{self._files.path(_name(component))} is damaged: delete {self._files.folder} and evolve again"
+            )
+        return data
+
+    def get(self, component: ComponentId) -> dict[str, np.ndarray]:
+        return deserialize(self.read(component), component)
+
+    def num_parameters(self, component: ComponentId) -> int:
+        return num_parameters(self.get(component))
+
+
+def _name(component: ComponentId) -> str:
+    return f"weights/{component}.safetensors"

@@ -1,0 +1,193 @@
+"""Publishing a route: its components and subgraphs into the store, proven against torch, then a release.
+
+Callable at any time, also several times for a task.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from evolve.candidate import Candidate, Part, route_hparams
+from evolve.export import StoredComponent, block_graph, embed_graph, head_graph
+from evolve.network import build_network
+from evolve.onnx_route import OnnxRoute
+from evolve.pool import WeightPool
+from evolve.task import LabelledImages, Task
+from evolve.train import TrainPlan, logits
+from models.component import ComponentRecord
+from models.errors import ExportMismatch, PublishConflict
+from models.names import ComponentId, GoldenId, RouteId, SubgraphId, TaskName
+from models.network import NetworkShape
+from models.preprocess import Preprocessing
+from models.release import Release
+from models.root import Root
+from models.route import Lineage, Quality, Route, Stage
+from models.store import Store
+from models.weights import num_parameters, serialize, tensor_slots
+
+EXPORT_TOLERANCE = 1e-4  # largest difference of a float32 logit between torch and ONNX Runtime, see `compare`
+COMPARED_IMAGES = 32
+GOLDEN_IMAGES = 4
+
+
+def create_store(location: str, root: Root) -> Store:
+    """Make a store that holds `root` and no task; InvalidConfig if there is a store already."""
+    return Store.create(location, lambda store: _store_root(store, root))
+
+
+def _store_root(store: Store, root: Root) -> Route:
+    records = [
+        ComponentRecord(kind, ComponentId(store.put_object(serialize(weights), "safetensors")), num_parameters(weights))
+        for kind, weights in root.parts
+    ]
+    return Route(
+        task=None,
+        stages=_stages(store, records, root.network, root.preprocessing, root.network.image_size),
+        network=root.network,
+        image_size=root.network.image_size,
+        preprocessing=root.preprocessing,
+        labels=tuple(f"class {index}" for index in range(root.num_classes)),
+        hparams={},
+        quality=None,
+        lineage=Lineage(parent=None, mutations=(), iteration=0, candidate="root", trained_images=0),
+        golden=None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Winner:
+    """The candidate to be published for a task, and what was measured of it."""
+
+    candidate: Candidate
+    quality: float
+    score: float
+    iteration: int
+    trained_images: int
+    private: bool
+    parent: RouteId  # the route it descends from: the root's, another task's or its own former one
+    mutations: tuple[str, ...]  # all since then, in order
+
+
+def publish(winner: Winner, task: Task, store: Store, pool: WeightPool, plan: TrainPlan) -> Release:
+    """Write the winner's route with all it needs, prove it, and make a release with it in place.
+
+    Raises:
+        ExportMismatch: ONNX Runtime's logits differ from torch's; nothing was released.
+        PublishConflict: the task was removed by somebody while it was evolved; nothing was released.
+    """
+    route = _store_route(winner, task, store, pool, plan)
+    route_id = store.put_route(route)
+    was_known = task.name in store.release().tasks
+
+    def change(tasks: Mapping[TaskName, RouteId]) -> Mapping[TaskName, RouteId]:
+        if was_known and task.name not in tasks:
+            raise PublishConflict(
+                f"task {task.name!r} was removed while this route was made; route {route_id} is stored but not "
+                "released: evolve the task again to bring it back"
+            )
+        return {**tasks, task.name: route_id}
+
+    return store.publish(change, reason=f"{task.name}: iteration {winner.iteration}")
+
+
+def _store_route(winner: Winner, task: Task, store: Store, pool: WeightPool, plan: TrainPlan) -> Route:
+    candidate = winner.candidate
+    for part in candidate.parts:
+        store.put_object(pool.read(part.component.id), "safetensors")
+    stages = _stages(store, candidate.components, plan.network, plan.preprocessing, candidate.data.image_size)
+    onnx_route = OnnxRoute(store, stages)
+    compare(onnx_route, candidate.parts, task.val, candidate.data.image_size, pool, plan)
+    test_accuracy = None
+    if task.test is not None:
+        test_accuracy = onnx_route.accuracy(task.test, candidate.data.image_size)
+    return Route(
+        task=task.name,
+        stages=stages,
+        network=plan.network,
+        image_size=candidate.data.image_size,
+        preprocessing=plan.preprocessing,
+        labels=task.labels,
+        hparams=route_hparams(candidate),
+        quality=Quality(
+            validation_accuracy=winner.quality,
+            validation_images=len(task.val),
+            score=winner.score,
+            test_accuracy=test_accuracy,
+            test_images=0 if task.test is None else len(task.test),
+        ),
+        lineage=Lineage(winner.parent, winner.mutations, winner.iteration, candidate.name, winner.trained_images),
+        golden=_store_golden(store, onnx_route, task.val, candidate.data.image_size),
+        private=winner.private,
+    )
+
+
+def _stages(
+    store: Store,
+    components: Sequence[ComponentRecord],
+    network: NetworkShape,
+    preprocessing: Preprocessing,
+    image_size: int,
+) -> tuple[Stage, ...]:
+    """Write the subgraphs of a route whose components are stored, and return its stages."""
+
+    def stored(component: ComponentRecord) -> StoredComponent:
+        data = store.read_object(component.id, "safetensors", needed_by="a route that is being published")
+        return StoredComponent(f"{component.id}.safetensors", tensor_slots(data))
+
+    def graph(data: bytes) -> SubgraphId:
+        return SubgraphId(store.put_object(data, "onnx"))
+
+    patch_embed, pos_embed, *middle = components
+    head = middle.pop() if middle[-1].kind == "head" else None
+    norm = middle.pop()
+    embed = embed_graph(stored(patch_embed), stored(pos_embed), network, preprocessing, image_size)
+    stages = [Stage("embed", graph(embed), (patch_embed, pos_embed))]
+    adapter: ComponentRecord | None = None
+    for component in middle:
+        if component.kind == "adapter":
+            adapter = component
+            continue
+        data = block_graph(stored(component), stored(adapter) if adapter else None, network)
+        stages.append(Stage("block", graph(data), (adapter, component) if adapter else (component,)))
+        adapter = None
+    end = head_graph(stored(norm), stored(head) if head else None, network)
+    stages.append(Stage("head", graph(end), (norm, head) if head else (norm,)))
+    return tuple(stages)
+
+
+def compare(
+    onnx_route: OnnxRoute,
+    parts: Sequence[Part],
+    images: LabelledImages,
+    image_size: int,
+    pool: WeightPool,
+    plan: TrainPlan,
+) -> None:
+    """Check ONNX Runtime's logits against torch's on real images.
+
+    Differences are relative to the largest logit where that is above 1: float32 has no more to give.
+
+    Raises:
+        ExportMismatch: a difference above `EXPORT_TOLERANCE`.
+    """
+    pixels = np.asarray(images.pixels(image_size)[_spread(len(images), COMPARED_IMAGES)])
+    network, _ = build_network(parts, pool, plan.network)
+    expected = logits(network.cpu(), pixels, replace(plan, device="cpu"))
+    difference = np.abs(onnx_route.logits(pixels) - expected).max() / max(1.0, np.abs(expected).max())
+    if not difference <= EXPORT_TOLERANCE:
+        raise ExportMismatch(
+            f"ONNX Runtime and torch differ by {difference:.2e} on {len(pixels)} validation images; at most "
+            f"{EXPORT_TOLERANCE:.0e} is allowed: nothing was published; check the installed onnxruntime"
+        )
+
+
+def _store_golden(store: Store, onnx_route: OnnxRoute, images: LabelledImages, image_size: int) -> GoldenId:
+    pixels = np.asarray(images.pixels(image_size)[_spread(len(images), GOLDEN_IMAGES)])
+    sample = {"pixels": pixels, "logits": onnx_route.logits(pixels)}
+    return GoldenId(store.put_object(serialize(sample), "safetensors"))
+
+
+def _spread(count: int, wanted: int) -> np.ndarray:
+    """Return up to `wanted` indices evenly spread over `count`."""
+    return np.unique(np.linspace(0, count - 1, min(count, wanted)).astype(np.int64))
