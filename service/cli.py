@@ -1,0 +1,78 @@
+"""`mu2net serve`: checks what can be checked beforehand, then becomes the BentoML server."""
+
+import errno
+import ipaddress
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from models.errors import InvalidConfig, PortInUse
+from models.store import Store
+from service.settings import load_settings, server_environment
+
+GRACE_S = 30  # for requests under way when the server is told to stop
+
+
+def serve(
+    store: Annotated[Path, typer.Argument(help="Folder of the store, made by 'mu2net init'.")],
+    port: Annotated[int, typer.Option(help="TCP port to listen on.", min=1, max=65535)] = 3000,
+    host: Annotated[str, typer.Option(help="Address to bind: 127.0.0.1 for this machine only, 0.0.0.0 for all.")] = (
+        "127.0.0.1"
+    ),
+) -> None:
+    """Serve the store's active release over HTTP, and follow it as tasks are added. Ctrl-C stops.
+
+    Limits and other settings come from the environment as MU2NET_...
+    """
+    opened = Store.open(store)
+    opened.routes(opened.release())  # reads every record, so that a damaged store is told here
+    address = parse_address(host)
+    check_port(address, port)
+    load_settings(store)
+    home = Path.home() / ".cache" / "mu2net" / f"serve-{port}"  # BentoML's metrics; two servers must not share them
+    environment = server_environment(store=store.resolve(), bentoml_home=home)
+    sys.stdout.flush()
+    os.execve(sys.executable, bentoml_command(address, port), dict(environment))
+
+
+def bentoml_command(address: str, port: int) -> list[str]:
+    """Return the command line that serves `service.api` from wherever this package lies."""
+    folder = Path(__file__).parents[1]
+    options = ["--host", address, "--port", str(port), "--working-dir", str(folder)]
+    grace = ["--timeout-graceful-shutdown", str(GRACE_S)]
+    return [sys.executable, "-m", "bentoml", "serve", "service.api:Mu2Net", *options, *grace]
+
+
+def parse_address(host: str) -> str:
+    """Return `host` as an IP address, which is all that BentoML takes.
+
+    Raises:
+        InvalidConfig: it is neither an address nor `localhost`.
+    """
+    if host == "localhost":
+        return "127.0.0.1"
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError as error:
+        raise InvalidConfig(
+            f"--host {host!r} is not an IP address: use 127.0.0.1 for this machine only or 0.0.0.0 for all"
+        ) from error
+
+
+def check_port(address: str, port: int) -> None:
+    """Raise PortInUse, or InvalidConfig for an address that cannot be bound here."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise PortInUse(
+                    f"port {port} on {address} is in use by another program: stop it, or choose another with --port"
+                ) from error
+            raise InvalidConfig(f"cannot listen on {address} port {port}: {error.strerror}") from error

@@ -1,0 +1,102 @@
+"""Errors as HTTP answers: one table of statuses, and `application/problem+json` (RFC 9457) for all of them."""
+
+import asyncio
+import re
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from models import errors
+from service.schemas import Problem
+
+PROBLEM_JSON = "application/problem+json"
+CLIENT_GONE = 499  # nginx's number; nobody reads the answer, only the metrics
+
+# The nearest class in an error's own line of descent decides.
+STATUS: dict[type[errors.Mu2NetError], HTTPStatus] = {
+    errors.Mu2NetError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    errors.InvalidInput: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.InvalidImage: HTTPStatus.BAD_REQUEST,
+    errors.ImageTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.RequestTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.UnsupportedMedia: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    errors.NotFound: HTTPStatus.NOT_FOUND,
+    errors.StoreNotFound: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.StoreError: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.NotReady: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.Overloaded: HTTPStatus.TOO_MANY_REQUESTS,
+}
+
+
+def status_of(error: errors.Mu2NetError) -> HTTPStatus:
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
+def status_number(error: BaseException) -> int:
+    """Return the status that `error` is answered with, whatever it is."""
+    if isinstance(error, errors.Mu2NetError):
+        return status_of(error).value
+    return CLIENT_GONE if isinstance(error, ClientDisconnect | asyncio.CancelledError) else 500
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return for OpenAPI that these statuses come with a problem document."""
+    content = {PROBLEM_JSON: {"schema": Problem.model_json_schema()}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
+def problem(status: HTTPStatus, *, kind: str, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """Return the problem document; `kind` is a short name in kebab case that stays as it is for programs."""
+    title = kind.replace("-", " ").capitalize()
+    body = Problem(type=f"urn:mu2net:{kind}", title=title, status=status.value, detail=detail)
+    return JSONResponse(body.model_dump(), status.value, headers=headers, media_type=PROBLEM_JSON)
+
+
+def problem_of(error: errors.Mu2NetError) -> JSONResponse:
+    """Return the problem document of an expected error."""
+    headers = {}
+    if isinstance(error, errors.Overloaded):
+        headers["retry-after"] = str(max(1, round(error.retry_after_s)))
+    kind = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", type(error).__name__).lower()
+    return problem(status_of(error), kind=kind, detail=str(error), headers=headers)
+
+
+def install(app: FastAPI) -> None:
+    """Make every error that leaves `app` a problem document."""
+
+    @app.exception_handler(errors.Mu2NetError)
+    async def expected(_: Request, error: errors.Mu2NetError) -> JSONResponse:
+        return problem_of(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        detail = "; ".join(
+            f"{' '.join(map(str, found['loc']))} = {found.get('input')!r:.80}: {found['msg']}"
+            for found in error.errors()
+        )
+        return problem(HTTPStatus.UNPROCESSABLE_ENTITY, kind="invalid-request", detail=detail)
+
+    @app.exception_handler(HTTPException)
+    async def by_framework(request: Request, error: HTTPException) -> JSONResponse:
+        status, path = HTTPStatus(error.status_code), request.url.path[:200]
+        kind, detail = status.phrase.lower().replace(" ", "-"), str(error.detail)
+        if status == HTTPStatus.NOT_FOUND:
+            detail = f"there is nothing at {path!r}: /docs and /openapi.json list the paths"
+        elif status == HTTPStatus.METHOD_NOT_ALLOWED:
+            allowed = (error.headers or {}).get("Allow", "other methods")
+            detail = f"{request.method} is not allowed at {path!r}: use {allowed}"
+        return problem(status, kind=kind, detail=detail, headers=dict(error.headers or {}))
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=CLIENT_GONE)
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, __: Exception) -> JSONResponse:
+        detail = "the server failed unexpectedly; its log has the cause: try again, and report it if it persists"
+        return problem(HTTPStatus.INTERNAL_SERVER_ERROR, kind="internal-error", detail=detail)

@@ -1,0 +1,67 @@
+"""What the server counts, for Prometheus. Labels are bounded: a task's name, never what a stranger typed."""
+
+from collections.abc import Sequence
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+NO_TASK = "-"  # of requests that name no known task; no task can be called so
+LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """All of the server's metrics, registered with `registry`: one instance for each registry."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self._registry = registry
+        self.requests = Counter("mu2net_requests", "Classify requests answered", ["task", "status"], registry=registry)
+        self.latency = Histogram(
+            "mu2net_request_seconds", "From a request's head to its answer, of those answered", ["task"],
+            buckets=LATENCY_S, registry=registry,
+        )  # fmt: skip
+        self.images_waiting = Gauge(
+            "mu2net_queue_images",
+            "Images accepted and not yet answered",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.queue_seconds = Histogram(
+            "mu2net_queue_seconds", "Wait of a decoded image for the engine", buckets=LATENCY_S, registry=registry
+        )
+        self.batch_rows = Histogram(
+            "mu2net_batch_rows", "Pairs of image and task in one run of the engine", buckets=ROWS, registry=registry
+        )
+        self.engine_seconds = Counter("mu2net_engine_busy_seconds", "Time the engine computed", registry=registry)
+        self.release = Gauge(
+            "mu2net_release", "Number of the release that answers", registry=registry, multiprocess_mode="liveall"
+        )
+        self.tasks = Gauge(
+            "mu2net_tasks", "Tasks of the release that answers", registry=registry, multiprocess_mode="livemax"
+        )
+        self.reloads = Counter("mu2net_reloads", "Releases taken up", registry=registry)
+        self.reload_failures = Counter(
+            "mu2net_reload_failures", "Attempts to take up a release that failed", registry=registry
+        )
+        self.reload_seconds = Histogram(
+            "mu2net_reload_seconds", "Time to load, check and swap to a release", buckets=LATENCY_S, registry=registry
+        )
+        self.device = Gauge(
+            "mu2net_device_info", "1 for where the engine runs", ["provider", "threads", "onnxruntime"],
+            registry=registry, multiprocess_mode="livemax",
+        )  # fmt: skip
+
+    def count(self, tasks: Sequence[str], status: int, seconds: float) -> None:
+        """Count one classify request for each task it asked about."""
+        for task in tasks:
+            self.requests.labels(task, str(status)).inc()
+            if status == 200:
+                self.latency.labels(task).observe(seconds)
+
+    def render(self, shared_folder: str | None) -> bytes:
+        """Return all metrics as text; those of every worker process if they share them in `shared_folder`."""
+        if shared_folder is None:
+            return generate_latest(self._registry)
+        together = CollectorRegistry()
+        MultiProcessCollector(together, path=shared_folder)  # type: ignore[no-untyped-call]
+        return generate_latest(together)

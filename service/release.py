@@ -1,0 +1,123 @@
+"""A release in memory: every task's route with its subgraphs, each held once however many routes use it."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from weakref import WeakValueDictionary
+
+from models.component import ComponentRecord
+from models.errors import InvalidRoute, UnknownTask
+from models.names import RouteId, SubgraphId, TaskName
+from models.release import Release, unknown_task
+from models.route import Stage, accounted_parameters, component_usage
+from models.store import Store
+from models.weights import Weights, deserialize
+from service.engine import Head, LoadedRoute, LoadedStage, Subgraph
+from service.runtime import Runtime
+
+log = logging.getLogger("mu2net.release")
+
+
+class LoadedRelease:
+    """Immutable once served. Freed with the last request that began on it; shared subgraphs live on."""
+
+    def __init__(self, record: Release, routes: Mapping[TaskName, LoadedRoute], root_flops: int) -> None:
+        self.number = record.number
+        self.record = record
+        self.routes = routes
+        self.root_flops = root_flops  # of one image through the root
+        usage = component_usage(loaded.route for loaded in routes.values())
+        self.accounted_parameters: Mapping[TaskName, float] = {
+            task: accounted_parameters(
+                loaded.route.components, {used: usage[used] - 1 for used in loaded.route.component_ids}
+            )
+            for task, loaded in routes.items()
+        }
+
+    def route(self, task: str) -> LoadedRoute:
+        """Return a task's route.
+
+        Raises:
+            UnknownTask: the release has no such task; the message lists those it has.
+        """
+        try:
+            return self.routes[TaskName(task)]
+        except KeyError:
+            raise UnknownTask(unknown_task(task, self.routes)) from None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadCost:
+    """What taking up a release took: counts of subgraphs."""
+
+    added: int
+    reused: int
+
+
+class StagePool:
+    """The stages that any live release uses, by digest. Used from one thread only, the watcher's."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._stages: WeakValueDictionary[SubgraphId, LoadedStage] = WeakValueDictionary()
+
+    def load_release(self, store: Store, number: int, previous: LoadedRelease | None) -> tuple[LoadedRelease, LoadCost]:
+        """Load release `number`; what `previous` or another live release holds is neither read nor made again.
+
+        Raises:
+            StoreError: a file is missing, damaged or of another format.
+            InvalidRoute: a route that contradicts itself.
+        """
+        record = store.release(number)
+        loaded = {route.id: route for route in (previous.routes.values() if previous else ())}
+        before = set(self._stages)
+        routes: dict[TaskName, LoadedRoute] = {}
+        checked: set[str] = set()  # components whose file this load has verified
+        for task, route_id in record.tasks.items():
+            kept = loaded.get(route_id)
+            routes[task] = kept if kept and kept.task == task else self._load_route(store, task, route_id, checked)
+        if previous and previous.record.root == record.root:
+            root_flops = previous.root_flops
+        else:
+            root_flops = store.route(record.root, needed_by=f"release {number} as its root").flops
+        used = {stage.id for route in routes.values() for stage in route.stages}
+        cost = LoadCost(added=len(used - before), reused=len(used & before))
+        return LoadedRelease(record, routes, root_flops), cost
+
+    def _load_route(self, store: Store, task: TaskName, route_id: RouteId, checked: set[str]) -> LoadedRoute:
+        route = store.route(route_id, needed_by=f"task {task!r}")
+        if route.task != task:
+            raise InvalidRoute(f"route {route_id} is listed for task {task!r}, but says it is of {route.task!r}")
+        stages = tuple(self._stage(store, stage, task, checked) for stage in route.stages)
+        head = stages[-1]
+        if not isinstance(head, Head) or head.num_classes != len(route.labels):
+            raise InvalidRoute(
+                f"task {task!r}: the head of route {route_id} does not fit its {len(route.labels)} labels"
+            )
+        return LoadedRoute(task, route_id, route, stages)
+
+    def _stage(self, store: Store, stage: Stage, task: TaskName, checked: set[str]) -> LoadedStage:
+        held = self._stages.get(stage.subgraph)
+        if held is None:
+            load = self._load_head if stage.kind == "head" else partial(self._load_subgraph, checked=checked)
+            held = self._stages[stage.subgraph] = load(store, stage, needed_by=f"task {task!r}")
+        return held
+
+    def _load_subgraph(self, store: Store, stage: Stage, *, needed_by: str, checked: set[str]) -> LoadedStage:
+        for component in stage.components:
+            if component.id not in checked:
+                store.object_path(component.id, "safetensors", needed_by=needed_by)
+                checked.add(component.id)
+        path = store.object_path(stage.subgraph, "onnx", needed_by=needed_by)
+        return Subgraph(stage.subgraph, path, self._runtime)
+
+    def _load_head(self, store: Store, stage: Stage, *, needed_by: str) -> LoadedStage:
+        def weights(component: ComponentRecord) -> Weights:
+            data = store.read_object(component.id, "safetensors", needed_by=needed_by)
+            return deserialize(data, f"component {component.id}")
+
+        by_kind = {component.kind: component for component in stage.components}
+        if by_kind.keys() != {"norm", "head"}:
+            raise InvalidRoute(f"{needed_by}: its last stage has {sorted(by_kind)}, not a norm and a head")
+        return Head(stage.subgraph, weights(by_kind["norm"]), weights(by_kind["head"]))

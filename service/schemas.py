@@ -1,0 +1,136 @@
+"""The answers of the HTTP interface as types: what clients may rely on, and what /openapi.json says."""
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel, Field
+
+from models.route import Scalar
+
+
+class Problem(BaseModel):
+    """What went wrong (RFC 9457)."""
+
+    type: str = Field(description="urn:mu2net: and a short name of the kind of error, for programs")
+    title: str
+    status: int
+    detail: str = Field(description="what happened, the value, what is allowed, what to do next")
+
+
+class Prediction(BaseModel):
+    label: str
+    probability: float = Field(description="0 to 1; over all classes of the task they sum to 1")
+
+
+class ImageResult(BaseModel):
+    predictions: list[Prediction] = Field(description="the most probable classes, best first")
+    logits: list[float] | None = Field(None, description="of all classes in the order of the task's labels; ?logits=1")
+
+
+class Classification(BaseModel):
+    """One task's answer."""
+
+    task: str
+    release: int = Field(description="number of the release that answered")
+    route: str = Field(description="sha256 of the route's record in the store")
+    results: list[ImageResult] = Field(description="one for each image, in the order sent")
+
+
+class ManyClassifications(BaseModel):
+    """Several tasks' answers to the same images, all of one release."""
+
+    release: int
+    answers: list[Classification] = Field(description="one for each task, in the order asked; of `all` by name")
+
+
+class QualityView(BaseModel):
+    validation_accuracy: float = Field(description="0 to 1")
+    validation_images: int
+    score: float = Field(description="validation accuracy after the size and compute factors")
+    test_accuracy: float | None
+    test_images: int
+
+
+class TaskSummary(BaseModel):
+    task: str
+    release: int
+    route: str
+    num_classes: int
+    image_size: int = Field(description="pixels, square; images of any size may be sent")
+    quality: QualityView | None
+    parameters: int = Field(description="weights that a request runs through")
+    accounted_parameters: float = Field(description="each component's weights over the number of tasks using it")
+    flops: int = Field(description="floating-point operations of one image; a multiply-add counts as two")
+    root_flops: int = Field(description="the same for the root")
+
+
+class TaskList(BaseModel):
+    release: int
+    tasks: list[TaskSummary]
+
+
+class ComponentView(BaseModel):
+    kind: str
+    id: str
+    parameters: int
+    shared_with: list[str] = Field(description="other tasks of the release that use it")
+
+
+class StageView(BaseModel):
+    kind: str
+    subgraph: str
+    components: list[ComponentView]
+
+
+class LineageView(BaseModel):
+    parent: str | None = Field(description="route it grew from")
+    mutations: list[str]
+    iteration: int
+    candidate: str
+    trained_images: int
+
+
+class TaskDetail(TaskSummary):
+    labels: list[str]
+    hparams: Mapping[str, Scalar]
+    lineage: LineageView
+    stages: list[StageView]
+
+
+class ReleaseSummary(BaseModel):
+    release: int
+    parent: int | None
+    reason: str
+    created_at: str
+    tasks: int
+
+
+class ReloadView(BaseModel):
+    release: int
+    taken_up_at: str
+    seconds: float
+    subgraphs_added: int
+    subgraphs_reused: int
+
+
+class FailureView(BaseModel):
+    release: int | None = Field(description="null where the store could not be read at all")
+    error: str
+    attempts: int
+    last_attempt_at: str
+    next_attempt_in_s: float
+
+
+class EngineView(BaseModel):
+    provider: str = Field(description="ONNX Runtime's execution provider")
+    threads: int
+    onnxruntime: str
+
+
+class ReleaseList(BaseModel):
+    serving: int | None = Field(description="the release this server answers from")
+    active: int | None = Field(description="the release the store asks for; differs while loading or after a failure")
+    held: bool = Field(description="a person chose the active release, and publishing leaves it alone")
+    last_reload: ReloadView | None
+    failure: FailureView | None = Field(description="why the active release is not the one serving")
+    engine: EngineView
+    releases: list[ReleaseSummary] = Field(description="the newest of the store, newest first")

@@ -1,0 +1,76 @@
+"""The server without HTTP: settings in, the parts wired together, started and stopped as one."""
+
+import logging
+from dataclasses import dataclass
+
+from models.store import Store
+from service import engine
+from service.batcher import Batcher
+from service.metrics import Metrics
+from service.predictor import Predictor
+from service.release import LoadedRelease, StagePool
+from service.reload import Watcher
+from service.runtime import Runtime, start_runtime
+from service.settings import Settings
+
+log = logging.getLogger("mu2net.server")
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What a process needs to answer. Make it with `build_server`; start and stop it in one event loop."""
+
+    settings: Settings
+    runtime: Runtime
+    metrics: Metrics
+    batcher: Batcher
+    predictor: Predictor
+    watcher: Watcher
+
+    def start(self) -> None:
+        self.batcher.start()
+        self.watcher.start()
+
+    async def stop(self) -> None:
+        self.watcher.stop()
+        await self.batcher.stop()
+        self.predictor.stop()
+
+    def store(self) -> Store:
+        """Open the store for reading; StoreNotFound if it has gone."""
+        return Store.open(self.settings.store)
+
+
+def build_server(settings: Settings, metrics: Metrics) -> Server:
+    """Wire the parts; nothing runs and no store is read before `start`.
+
+    Raises:
+        InvalidConfig: CUDA is asked for and not usable.
+    """
+    runtime = start_runtime(settings.device, settings.engine_threads)
+    metrics.device.labels(runtime.provider, str(runtime.threads), runtime.version).set(1)
+    batcher = Batcher(
+        engine.run,
+        max_batch_rows=settings.max_batch_rows,
+        max_queue_images=settings.max_queue_images,
+        metrics=metrics,
+    )
+    predictor = Predictor(
+        batcher,
+        limits=settings.image_limits,
+        decode_threads=settings.decode_threads,
+        timeout_s=settings.timeout_s,
+    )
+
+    def swap(release: LoadedRelease) -> None:
+        predictor.release = release
+
+    watcher = Watcher(
+        settings.store,
+        StagePool(runtime),
+        batcher.run_in_turn,
+        swap,
+        poll_interval_s=settings.poll_interval_s,
+        metrics=metrics,
+    )
+    return Server(settings, runtime, metrics, batcher, predictor, watcher)

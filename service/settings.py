@@ -1,0 +1,80 @@
+"""What an operator can set, as `MU2NET_*` in the environment: the only file that reads the environment.
+
+An unknown `MU2NET_` name is refused, since a misspelt limit that is silently ignored is no limit.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from models.errors import InvalidConfig
+from models.preprocess import ImageLimits
+
+PREFIX = "MU2NET_"
+
+
+class Settings(BaseSettings):
+    """Read with `load_settings`. Each field is set by `MU2NET_` and its name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True)
+
+    store: Path = Field(description="folder of the store to serve from")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA where it is usable")
+    engine_threads: int = Field(0, ge=0, le=1024, description="threads of arithmetic; 0 takes every usable core")
+    decode_threads: int = Field(2, ge=1, le=256, description="threads that decode images")
+    poll_interval_s: float = Field(1.0, ge=0.05, le=3600, description="seconds between looks for a new release")
+    timeout_s: float = Field(30.0, gt=0, le=3600, description="seconds after which a waiting request is given up")
+    max_image_bytes: int = Field(20 * 2**20, ge=1, description="bytes of one encoded image")
+    max_image_pixels: int = Field(50_000_000, ge=1, description="width times height of one image")
+    max_request_bytes: int = Field(64 * 2**20, ge=1, description="bytes of one request's body")
+    max_request_images: int = Field(64, ge=1, description="images in one request")
+    max_queue_images: int = Field(1024, ge=1, description="images accepted and not yet answered, of all requests")
+    max_batch_rows: int = Field(64, ge=1, description="pairs of image and task that run together")
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        return ImageLimits(max_bytes=self.max_image_bytes, max_pixels=self.max_image_pixels)
+
+
+def load_settings(store: Path | None = None) -> Settings:
+    """Return the settings of this process's environment; `store`, if given, goes before `MU2NET_STORE`.
+
+    Raises:
+        InvalidConfig: an unknown `MU2NET_` name, a value out of range, or no store.
+    """
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    if unknown:
+        raise InvalidConfig(f"unknown setting {', '.join(unknown)}; known settings: {', '.join(sorted(known))}")
+    try:
+        return Settings(**({} if store is None else {"store": store}))  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise InvalidConfig("; ".join(_problems(error))) from error
+
+
+def _problems(error: ValidationError) -> list[str]:
+    lines = []
+    for problem in error.errors(include_url=False):
+        field = str(problem["loc"][0])
+        meaning = Settings.model_fields[field].description
+        given = "is not set" if problem["type"] == "missing" else f"= {problem['input']!r}: {problem['msg']}"
+        lines.append(f"setting {PREFIX}{field.upper()} {given} ({meaning})")
+    return lines
+
+
+def server_environment(*, store: Path, bentoml_home: Path) -> Mapping[str, str]:
+    """Return this process's environment with what a server process started from it needs.
+
+    `bentoml_home` is left alone where it is set already.
+    """
+    own = {"MU2NET_STORE": str(store), "BENTOML_DO_NOT_TRACK": "True"}
+    return {"BENTOML_HOME": str(bentoml_home)} | os.environ | own
+
+
+def metrics_folder() -> str | None:
+    """Return where BentoML has its workers share their metrics, None in a process that BentoML did not start."""
+    return os.environ.get("PROMETHEUS_MULTIPROC_DIR")

@@ -1,0 +1,135 @@
+"""From the engine's objects to the answers of the HTTP interface."""
+
+import dataclasses
+
+import numpy as np
+
+from models.names import ComponentId
+from models.release import Release
+from models.store import Store
+from service.engine import Logits
+from service.predictor import Answer
+from service.release import LoadedRelease
+from service.reload import WatchStatus
+from service.runtime import Runtime
+from service.schemas import (
+    Classification,
+    ComponentView,
+    EngineView,
+    FailureView,
+    ImageResult,
+    LineageView,
+    Prediction,
+    QualityView,
+    ReleaseList,
+    ReleaseSummary,
+    ReloadView,
+    StageView,
+    TaskDetail,
+    TaskSummary,
+)
+
+
+def classification(answer: Answer, release: LoadedRelease, *, top_k: int, with_logits: bool) -> Classification:
+    labels = answer.route.route.labels
+    return Classification(
+        task=answer.route.task,
+        release=release.number,
+        route=answer.route.id,
+        results=[
+            ImageResult(predictions=best(logits, labels, top_k), logits=logits.tolist() if with_logits else None)
+            for logits in answer.logits
+        ],
+    )
+
+
+def best(logits: Logits, labels: tuple[str, ...], top_k: int) -> list[Prediction]:
+    """Return the `top_k` most probable labels, equals in the order of the labels."""
+    powers = np.exp(logits.astype(np.float64) - logits.max())
+    probabilities = powers / powers.sum()
+    order = np.argsort(-probabilities, kind="stable")[:top_k]
+    return [Prediction(label=labels[i], probability=float(probabilities[i])) for i in order]
+
+
+def task_summary(release: LoadedRelease, task: str) -> TaskSummary:
+    loaded = release.route(task)
+    route = loaded.route
+    return TaskSummary(
+        task=loaded.task,
+        release=release.number,
+        route=loaded.id,
+        num_classes=len(route.labels),
+        image_size=route.image_size,
+        quality=None if route.quality is None else QualityView(**dataclasses.asdict(route.quality)),
+        parameters=route.parameters,
+        accounted_parameters=release.accounted_parameters[loaded.task],
+        flops=route.flops,
+        root_flops=release.root_flops,
+    )
+
+
+def task_detail(release: LoadedRelease, task: str) -> TaskDetail:
+    route = release.route(task).route
+    users: dict[ComponentId, list[str]] = {component: [] for component in route.component_ids}
+    for other, loaded in sorted(release.routes.items()):
+        for component in loaded.route.component_ids & users.keys():
+            if other != task:
+                users[component].append(other)
+    stages = [
+        StageView(
+            kind=stage.kind,
+            subgraph=stage.subgraph,
+            components=[
+                ComponentView(kind=c.kind, id=c.id, parameters=c.parameters, shared_with=users[c.id])
+                for c in stage.components
+            ],
+        )
+        for stage in route.stages
+    ]
+    return TaskDetail(
+        **task_summary(release, task).model_dump(),
+        labels=list(route.labels),
+        hparams=route.hparams,
+        lineage=LineageView(**dataclasses.asdict(route.lineage)),
+        stages=stages,
+    )
+
+
+def release_list(
+    store: Store, *, limit: int, serving: LoadedRelease | None, status: WatchStatus, runtime: Runtime
+) -> ReleaseList:
+    """Return what the store has and what this server does about it; reads the store's release files."""
+    current = store.current()
+    newest = store.release_numbers()[::-1][:limit]
+    return ReleaseList(
+        serving=None if serving is None else serving.number,
+        active=current.release,
+        held=current.is_held,
+        last_reload=_reload(status),
+        failure=None if status.failure is None else FailureView(**dataclasses.asdict(status.failure)),
+        engine=EngineView(provider=runtime.provider, threads=runtime.threads, onnxruntime=runtime.version),
+        releases=[_release_summary(store.release(number)) for number in newest],
+    )
+
+
+def _reload(status: WatchStatus) -> ReloadView | None:
+    last = status.last_reload
+    if last is None:
+        return None
+    return ReloadView(
+        release=last.release,
+        taken_up_at=last.taken_up_at,
+        seconds=last.seconds,
+        subgraphs_added=last.cost.added,
+        subgraphs_reused=last.cost.reused,
+    )
+
+
+def _release_summary(release: Release) -> ReleaseSummary:
+    return ReleaseSummary(
+        release=release.number,
+        parent=release.parent,
+        reason=release.reason,
+        created_at=release.created_at,
+        tasks=len(release.tasks),
+    )
