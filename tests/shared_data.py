@@ -1,0 +1,19 @@
+"""Real data sets and weights that are not part of the project: found where they are, else the test is skipped."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+VARIABLE = "MU2NET_SHARED"
+
+
+def shared_file(name: str) -> Path:
+    """Return the file `name` of the shared data folder; skips the calling test, with the reason, without it.
+
+    Mark such tests with `@pytest.mark.shared_data`.
+    """
+    folder = Path(os.environ.get(VARIABLE, Path(__file__).parents[2] / "shared"))
+    if not (folder / name).is_file():
+        pytest.skip(f"needs {name} in the folder that {VARIABLE} names, or in ../shared beside the checkout")
+    return folder / name
