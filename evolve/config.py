@@ -1,6 +1,7 @@
 """How much an evolution may spend and how it judges: one frozen configuration, read from one TOML file."""
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -42,30 +43,41 @@ class EvolveConfig:
         return OptimiserHParams(mutation_rate=self.mutation_rate, learning_rate=self.learning_rate)
 
 
-def read_config(path: Path) -> EvolveConfig:
-    """Return the configuration of a TOML file whose keys are the fields of `EvolveConfig`.
+def load_config(path: Path | None, assignments: Sequence[str] = ()) -> EvolveConfig:
+    """Return the configuration of a TOML file, its keys the fields of `EvolveConfig`, with `assignments` on top.
+
+    Args:
+        path: the file; None for the defaults.
+        assignments: `key=value`, the value in TOML's notation.
 
     Raises:
-        InvalidConfig: no such file, no TOML, an unknown key (the message lists the known) or a bad value.
+        InvalidConfig: unreadable, an unknown key (the message lists the known), or a value of a wrong type or range.
     """
+    values = {} if path is None else _parse(_read(path), source=str(path))
+    for assignment in assignments:
+        values |= _parse(assignment, source=f"--set {assignment}")
+    return EvolveConfig(**values)  # type: ignore[arg-type]  # each was checked by _parse
+
+
+def _read(path: Path) -> str:
     try:
-        values = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidConfig(f"{path} is no readable TOML file: {error}") from error
-    return config_from(values, source=str(path))
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidConfig(f"the configuration {path} cannot be read: {error}") from error
 
 
-def config_from(values: dict[str, object], *, source: str) -> EvolveConfig:
-    """Return a configuration from named values, checked for name and type; `source` is for messages."""
+def _parse(text: str, *, source: str) -> dict[str, object]:
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidConfig(f"{source} is not TOML: {error}; write key = value") from error
     known = {field.name: field for field in fields(EvolveConfig)}
     unknown = sorted(values.keys() - known.keys())
     if unknown:
         raise InvalidConfig(f"{source}: unknown key {', '.join(unknown)}; known keys: {', '.join(known)}")
     for name, value in values.items():
-        wanted = type(known[name].default) if known[name].default is not None else int
-        is_whole = isinstance(value, int) and not isinstance(value, bool)
-        if not (is_whole or (wanted is float and isinstance(value, float))):
-            raise InvalidConfig(
-                f"{source}: {name} = {value!r}: a {'number' if wanted is float else 'whole number'} is needed"
-            )
-    return EvolveConfig(**values)  # type: ignore[arg-type]  # checked one by one above
+        takes_fractions = isinstance(known[name].default, float)
+        if isinstance(value, bool) or not isinstance(value, (int, float) if takes_fractions else int):
+            kind = "a number" if takes_fractions else "a whole number"
+            raise InvalidConfig(f"{source}: {name} = {value!r}: {kind} is needed")
+    return values

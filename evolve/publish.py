@@ -5,6 +5,7 @@ Callable at any time, also several times for a task.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -31,7 +32,7 @@ COMPARED_IMAGES = 32
 GOLDEN_IMAGES = 4
 
 
-def create_store(location: str, root: Root) -> Store:
+def create_store(location: str | Path, root: Root) -> Store:
     """Make a store that holds `root` and no task; InvalidConfig if there is a store already."""
     return Store.create(location, lambda store: _store_root(store, root))
 
@@ -67,6 +68,7 @@ class Winner:
     private: bool
     parent: RouteId  # the route it descends from: the root's, another task's or its own former one
     mutations: tuple[str, ...]  # all since then, in order
+    replaces: bool  # whether the task had a route when the iteration began
 
 
 def publish(winner: Winner, task: Task, store: Store, pool: WeightPool, plan: TrainPlan) -> Release:
@@ -78,10 +80,9 @@ def publish(winner: Winner, task: Task, store: Store, pool: WeightPool, plan: Tr
     """
     route = _store_route(winner, task, store, pool, plan)
     route_id = store.put_route(route)
-    was_known = task.name in store.release().tasks
 
     def change(tasks: Mapping[TaskName, RouteId]) -> Mapping[TaskName, RouteId]:
-        if was_known and task.name not in tasks:
+        if winner.replaces and task.name not in tasks:
             raise PublishConflict(
                 f"task {task.name!r} was removed while this route was made; route {route_id} is stored but not "
                 "released: evolve the task again to bring it back"

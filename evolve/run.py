@@ -235,6 +235,7 @@ class TaskRun:
             private=self.start.private,
             parent=self._seed_routes[seed],
             mutations=mutations,
+            replaces=self._own is not None,
         )
         return publish(winner, self.task, self._store, self.pool, self._plan(0))
 

@@ -110,7 +110,7 @@ def logits(network: ViT, pixels: np.ndarray, plan: TrainPlan) -> np.ndarray:
     """Return the logits [n, classes] of uint8 pixels [n, size, size, 3]."""
     chunks = []
     for start in range(0, len(pixels), VALIDATION_BATCH):
-        chunk = torch.from_numpy(np.ascontiguousarray(pixels[start : start + VALIDATION_BATCH])).to(plan.device)
+        chunk = torch.from_numpy(np.array(pixels[start : start + VALIDATION_BATCH])).to(plan.device)
         levels = chunk.permute(0, 3, 1, 2).to(torch.float32)
         chunks.append(network(scaled(levels, plan.preprocessing)).cpu().numpy())
     return np.concatenate(chunks)

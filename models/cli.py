@@ -38,7 +38,7 @@ def build_app() -> typer.Typer:
         else:
             app.command(name=point.name)(command)
     if missing:
-        app.info.epilog = f"Not installed here: {', '.join(missing)} (they come with mu2net[[evolve]])."
+        app.info.epilog = f"Not installed here: {', '.join(missing)} (they come with 'mu2net\\[evolve]')."
     return app
 
 

@@ -1,0 +1,107 @@
+"""The commands that make a store and evolve tasks in it. Heavy imports wait until a command runs."""
+
+import json
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from models.commands import JsonOption, StoreArgument, accuracy_text
+from models.names import parse_task_name
+from models.store import Store
+
+if find_spec("torch") is None:
+    raise ModuleNotFoundError("evolving needs torch: install mu2net[evolve]", name="torch")
+
+Triple = tuple[float, float, float]
+
+
+def init(
+    store: Annotated[Path, typer.Argument(help="The folder to make the store in.", show_default=False)],
+    root: Annotated[
+        str,
+        typer.Option(
+            help="What everything grows from: a timm model such as vit_tiny_patch16_224 with its pretrained weights, "
+            "a checkpoint file in timm's key names, or 'random' ('random:embed_dim=64,depth=4,num_heads=4,"
+            "patch_size=4,image_size=32,seed=0')."
+        ),
+    ],
+    image_size: Annotated[int | None, typer.Option(help="Pixels; default: the root's own.")] = None,
+    num_heads: Annotated[int | None, typer.Option(help="Of a checkpoint file whose heads are not 64 wide.")] = None,
+    mean: Annotated[Triple | None, typer.Option(help="Mean per channel that the root was trained with.")] = None,
+    std: Annotated[Triple | None, typer.Option(help="Standard deviation per channel.")] = None,
+) -> None:
+    """Make a store from a pretrained network, the root."""
+    from evolve.publish import create_store
+    from models.root import load_root
+
+    loaded = load_root(root, image_size=image_size, num_heads=num_heads, mean=mean, std=std)
+    made = create_store(store, loaded)
+    network, parameters = loaded.network, made.root().parameters
+    Console().print(
+        f"Made {store}: root {root}, {network.depth} blocks of width {network.embed_dim}, {network.image_size} px, "
+        f"{parameters:,} parameters.\nNext: mu2net evolve {store} TASK --data FOLDER_OR_ZIP",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def evolve(
+    store: StoreArgument,
+    task: Annotated[str, typer.Argument(help="The task's name; a known one is improved.", show_default=False)],
+    data: Annotated[
+        Path,
+        typer.Option(help="Labelled images: a folder or zip with a folder per class, perhaps in train/ and test/."),
+    ],
+    config: Annotated[Path | None, typer.Option(help="A TOML file with settings.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="One setting, as key=value; repeatable.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Never offer its components to other tasks.")] = False,
+    skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="Leave damaged images out.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Add a task to the system, or improve one, and publish the outcome as a new release.
+
+    An interrupted run is taken up again by the same command.
+    """
+    from evolve.config import load_config
+    from evolve.loop import evolve_task
+    from evolve.progress import ProgressDisplay
+    from evolve.task import load_task
+
+    name = parse_task_name(task)
+    opened = Store.open(store)
+    resolved = load_config(config, settings or [])
+    console = Console(stderr=True)
+    with ProgressDisplay(console) as display:
+        loaded = load_task(
+            name,
+            data,
+            seed=resolved.seed,
+            cache_folder=opened.folder / "work" / "pixels",
+            skip_unreadable=skip_unreadable,
+            progress=display.decoding,
+        )
+        for warning in loaded.describe().warnings():
+            console.print(f"[yellow]note:[/] {warning}", highlight=False)
+        outcome = evolve_task(loaded, opened, resolved, private=private, report=display.candidate(resolved))
+    quality = outcome.route.quality
+    if as_json:
+        summary = {
+            "task": name,
+            "release": outcome.release.number,
+            "route": outcome.route_id,
+            "is_new": outcome.is_new,
+            "trained_images": outcome.trained_images,
+            "quality": asdict(quality) if quality else None,
+        }
+        typer.echo(json.dumps(summary))
+        return
+    news = f"published in release {outcome.release.number}" if outcome.is_new else "kept: nothing better was found"
+    validation, test = (quality.validation_accuracy, quality.test_accuracy) if quality else (None, None)
+    Console().print(
+        f"{name}: {news}; validation accuracy {accuracy_text(validation)}, test accuracy {accuracy_text(test)}",
+        highlight=False,
+    )

@@ -1,0 +1,43 @@
+"""How an evolution shows itself in a terminal: a bar for decoding, then one for candidates."""
+
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from evolve import run
+from evolve.config import EvolveConfig
+
+
+class ProgressDisplay:
+    """A context manager around one bar on `console`, usually stderr."""
+
+    def __init__(self, console: Console) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+        )
+        self._line = self._bar.add_task("images", total=None)
+
+    def __enter__(self) -> "ProgressDisplay":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def decoding(self, done: int, total: int) -> None:
+        """Show how many images have been decoded."""
+        self._bar.update(self._line, description="decoding images", completed=done, total=total)
+
+    def candidate(self, config: EvolveConfig) -> Callable[[run.Progress], None]:
+        """Return what shows an iteration's progress after each candidate."""
+        total = config.generations * config.children_per_generation
+
+        def show(progress: run.Progress) -> None:
+            done = progress.generation * config.children_per_generation + progress.place + 1
+            text = (
+                f"generation {progress.generation + 1}/{config.generations}, best accuracy {progress.best_quality:.3f}"
+            )
+            self._bar.update(self._line, description=text, completed=done, total=total)
+
+        return show

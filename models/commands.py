@@ -1,0 +1,69 @@
+"""Commands that only read a store: they are there in every install, a serving container included."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from models.figures import task_figures
+from models.store import Store
+
+StoreArgument = Annotated[Path, typer.Argument(help="The store's folder.", show_default=False)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+
+COLUMNS = ("task", "classes", "pixels", "blocks", "val", "test", "added", "accounted", "FLOPs")
+
+
+def tasks(store: StoreArgument, as_json: JsonOption = False) -> None:
+    """List the tasks of a store's active release, with what each is worth and costs."""
+    opened = Store.open(store)
+    release = opened.release()
+    routes = opened.routes(release)
+    figures = task_figures(routes, opened.root())
+    if as_json:
+        rows = [
+            {
+                "task": task,
+                "route": release.tasks[task],
+                "labels": route.labels,
+                "image_size": route.image_size,
+                "depth": route.depth,
+                "private": route.private,
+                "quality": asdict(route.quality) if route.quality else None,
+                **asdict(figures[task]),
+            }
+            for task, route in sorted(routes.items())
+        ]
+        typer.echo(json.dumps({"release": release.number, "tasks": rows}))
+        return
+    caption = "added, accounted: parameters; FLOPs: of one image over the root's"
+    table = Table(title=f"Release {release.number} of {store}", caption=caption)
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column == "task" else "right")
+    for task, route in sorted(routes.items()):
+        quality, cost = route.quality, figures[task]
+        table.add_row(
+            task,
+            str(len(route.labels)),
+            str(route.image_size),
+            str(route.depth),
+            accuracy_text(quality.validation_accuracy if quality else None),
+            accuracy_text(quality.test_accuracy if quality else None),
+            in_millions(cost.parameters_added),
+            in_millions(cost.accounted_parameters),
+            f"{cost.flops / cost.root_flops:.3f}",
+        )
+    Console().print(table)
+
+
+def accuracy_text(accuracy: float | None) -> str:
+    """Return an accuracy of 0 to 1 for people, a dash where none was measured."""
+    return "–" if accuracy is None else f"{accuracy:.3f}"  # noqa: RUF001
+
+
+def in_millions(parameters: float) -> str:
+    return f"{parameters / 1e6:.3f} M"

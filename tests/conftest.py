@@ -1,0 +1,76 @@
+"""A tiny real system for the tests: a random root of two blocks, toy tasks that Pillow draws, and their store."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from evolve.config import EvolveConfig
+from evolve.loop import evolve_task
+from evolve.publish import create_store
+from evolve.task import Task, load_task
+from models.names import TaskName
+from models.root import load_root
+from models.store import Store
+
+TINY_ROOT = "random:embed_dim=16,depth=2,num_heads=2,patch_size=8,image_size=16"
+TINY_CONFIG = EvolveConfig(
+    generations=1,
+    children_per_generation=2,
+    epochs=2,
+    batch_size=8,
+    validations=2,
+    learning_rate=0.05,
+    threads=1,
+)
+COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
+
+
+def draw_image_folder(folder: Path, *, images_per_class: int = 10, seed: int = 0) -> Path:
+    """Draw a small labelled data set, one folder a class: a coloured box on grey noise."""
+    rng = np.random.default_rng(seed)
+    for label, colour in COLOURS.items():
+        (folder / label).mkdir(parents=True)
+        for index in range(images_per_class):
+            image = Image.fromarray(rng.integers(90, 160, (20, 20, 3), dtype=np.uint8))
+            left, top = (int(value) for value in rng.integers(0, 8, 2))
+            ImageDraw.Draw(image).rectangle((left, top, left + 11, top + 11), fill=colour)
+            image.save(folder / label / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_image_folder(tmp_path_factory.mktemp("toy") / "images")
+
+
+def load_toy_task(name: str, folder: Path, cache_folder: Path) -> Task:
+    return load_task(TaskName(name), folder, seed=0, cache_folder=cache_folder)
+
+
+@pytest.fixture(scope="session")
+def _made_tiny_store(tmp_path_factory: pytest.TempPathFactory, toy_folder: Path) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "store"
+    store = create_store(folder, load_root(TINY_ROOT))
+    for name in ("shapes_a", "shapes_b"):
+        evolve_task(load_toy_task(name, toy_folder, folder.parent / "pixels"), store, TINY_CONFIG)
+    return folder
+
+
+@pytest.fixture
+def tiny_store(_made_tiny_store: Path, tmp_path: Path) -> Path:
+    """The folder of a store with two tasks, `shapes_a` and `shapes_b`; this test's own copy."""
+    return Path(shutil.copytree(_made_tiny_store, tmp_path / "store"))
+
+
+@pytest.fixture
+def opened_store(tiny_store: Path) -> Store:
+    return Store.open(tiny_store)
+
+
+@pytest.fixture
+def toy_task(toy_folder: Path, tmp_path: Path) -> Task:
+    """A third task, not in the store."""
+    return load_toy_task("shapes_c", toy_folder, tmp_path / "pixels")
