@@ -334,10 +334,10 @@ def _normal(name: str) -> str:
     return unicodedata.normalize("NFC", _label(name).casefold())
 
 
-def _natural(label: str) -> tuple[list[tuple[int, str]], str]:
-    """Order by the numbers in a name as numbers: 2 before 10."""
+def _natural(label: str) -> tuple[list[tuple[bool, int, str]], str]:
+    """Order by the numbers in a name as numbers, before letters: 2, 10, a."""
     parts = re.findall(r"\d+|\D+", label)
-    return [(int(part), "") if part.isdecimal() else (-1, part.casefold()) for part in parts], label
+    return [(False, int(part), "") if part.isdecimal() else (True, 0, part.casefold()) for part in parts], label
 
 
 def _list(names: set[str] | Mapping[str, object]) -> str:
