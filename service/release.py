@@ -8,9 +8,10 @@ from weakref import WeakValueDictionary
 
 from models.component import ComponentRecord
 from models.errors import InvalidRoute, UnknownTask
+from models.figures import task_figures
 from models.names import RouteId, SubgraphId, TaskName
 from models.release import Release, unknown_task
-from models.route import Stage, accounted_parameters, component_usage
+from models.route import Route, Stage
 from models.store import Store
 from models.weights import Weights, deserialize
 from service.engine import Head, LoadedRoute, LoadedStage, Subgraph
@@ -22,18 +23,12 @@ log = logging.getLogger("mu2net.release")
 class LoadedRelease:
     """Immutable once served. Freed with the last request that began on it; shared subgraphs live on."""
 
-    def __init__(self, record: Release, routes: Mapping[TaskName, LoadedRoute], root_flops: int) -> None:
+    def __init__(self, record: Release, root: Route, routes: Mapping[TaskName, LoadedRoute]) -> None:
         self.number = record.number
         self.record = record
+        self.root = root
         self.routes = routes
-        self.root_flops = root_flops  # of one image through the root
-        usage = component_usage(loaded.route for loaded in routes.values())
-        self.accounted_parameters: Mapping[TaskName, float] = {
-            task: accounted_parameters(
-                loaded.route.components, {used: usage[used] - 1 for used in loaded.route.component_ids}
-            )
-            for task, loaded in routes.items()
-        }
+        self.figures = task_figures({task: loaded.route for task, loaded in routes.items()}, root)
 
     def route(self, task: str) -> LoadedRoute:
         """Return a task's route.
@@ -78,12 +73,12 @@ class StagePool:
             kept = loaded.get(route_id)
             routes[task] = kept if kept and kept.task == task else self._load_route(store, task, route_id, checked)
         if previous and previous.record.root == record.root:
-            root_flops = previous.root_flops
+            root = previous.root
         else:
-            root_flops = store.route(record.root, needed_by=f"release {number} as its root").flops
+            root = store.route(record.root, needed_by=f"release {number} as its root")
         used = {stage.id for route in routes.values() for stage in route.stages}
         cost = LoadCost(added=len(used - before), reused=len(used & before))
-        return LoadedRelease(record, routes, root_flops), cost
+        return LoadedRelease(record, root, routes), cost
 
     def _load_route(self, store: Store, task: TaskName, route_id: RouteId, checked: set[str]) -> LoadedRoute:
         route = store.route(route_id, needed_by=f"task {task!r}")

@@ -58,6 +58,7 @@ class TaskSummary(BaseModel):
     image_size: int = Field(description="pixels, square; images of any size may be sent")
     quality: QualityView | None
     parameters: int = Field(description="weights that a request runs through")
+    parameters_added: int = Field(description="of these, weights that no other task and not the root uses")
     accounted_parameters: float = Field(description="each component's weights over the number of tasks using it")
     flops: int = Field(description="floating-point operations of one image; a multiply-add counts as two")
     root_flops: int = Field(description="the same for the root")

@@ -53,7 +53,7 @@ def best(logits: Logits, labels: tuple[str, ...], top_k: int) -> list[Prediction
 
 def task_summary(release: LoadedRelease, task: str) -> TaskSummary:
     loaded = release.route(task)
-    route = loaded.route
+    route, figures = loaded.route, release.figures[loaded.task]
     return TaskSummary(
         task=loaded.task,
         release=release.number,
@@ -62,9 +62,10 @@ def task_summary(release: LoadedRelease, task: str) -> TaskSummary:
         image_size=route.image_size,
         quality=None if route.quality is None else QualityView(**dataclasses.asdict(route.quality)),
         parameters=route.parameters,
-        accounted_parameters=release.accounted_parameters[loaded.task],
-        flops=route.flops,
-        root_flops=release.root_flops,
+        parameters_added=figures.parameters_added,
+        accounted_parameters=figures.accounted_parameters,
+        flops=figures.flops,
+        root_flops=figures.root_flops,
     )
 
 

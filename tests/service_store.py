@@ -1,0 +1,151 @@
+"""Stores whose routes part and meet as a test wants: made from a random root by hand, without any training."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from evolve.export import StoredComponent, block_graph, embed_graph, head_graph
+from evolve.network import assemble, build_part
+from evolve.publish import create_store
+from models.component import ComponentKind, ComponentRecord
+from models.names import ComponentId, GoldenId, SubgraphId, TaskName
+from models.preprocess import scale_pixels
+from models.release import Release
+from models.root import load_root, resized_pos_embed
+from models.route import Lineage, Quality, Route, Stage
+from models.store import Store
+from models.weights import Weights, deserialize, num_parameters, serialize, tensor_slots
+
+ROOT = "random:embed_dim=16,depth=3,num_heads=2,patch_size=8,image_size=16"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPlan:
+    """How a task's route differs from the root: what is its own, and where."""
+
+    name: str
+    own_blocks: Sequence[int] = ()
+    adapters: Mapping[int, int] = field(default_factory=dict)  # before block -> width
+    depth: int = 3
+    image_size: int = 16
+    num_classes: int = 3
+    seed: int = 1
+    golden_error: float = 0.0  # added to the stored logits, to make a release that must be refused
+    nan: bool = False
+
+
+def make_store(folder: Path, *plans: TaskPlan) -> Store:
+    store = create_store(folder, load_root(ROOT))
+    for plan in plans:
+        add_task(store, plan)
+    return store
+
+
+def add_task(store: Store, plan: TaskPlan) -> Release:
+    """Store a route made after `plan` and release it."""
+    route_id = store.put_route(_route(store, plan))
+    return store.publish(lambda tasks: {**tasks, TaskName(plan.name): route_id}, reason=f"{plan.name} by hand")
+
+
+def torch_logits(store: Store, task: str, pixels: np.ndarray) -> np.ndarray:
+    """Return what the offline evaluation, in torch, says of uint8 pixels [n, size, size, 3]."""
+    route = store.routes(store.release())[TaskName(task)]
+    kinds = [component.kind for component in route.components]
+    parts = [build_part(c.kind, _read(store, c.id), route.network) for c in route.components]
+    with torch.no_grad():
+        logits: np.ndarray = assemble(kinds, parts)(torch.from_numpy(scale_pixels(pixels, route.preprocessing))).numpy()
+    return logits
+
+
+def _route(store: Store, plan: TaskPlan) -> Route:
+    rng = np.random.default_rng(plan.seed)
+    root = store.root()
+    parts: list[tuple[ComponentKind, Weights]] = []
+    blocks = 0
+    for component in root.components:
+        weights = _read(store, component.id)
+        if component.kind == "pos_embed":
+            weights = dict(resized_pos_embed(weights, plan.image_size, root.network.patch_size))
+        if component.kind == "block":
+            if blocks >= plan.depth:
+                continue
+            if blocks in plan.adapters:
+                parts.append(("adapter", _adapter(rng, root.network.embed_dim, plan.adapters[blocks])))
+            if blocks in plan.own_blocks:
+                weights = _noisy(rng, weights)
+            blocks += 1
+        parts.append((component.kind, _noisy(rng, weights) if component.kind == "norm" else weights))
+    head = {"weight": rng.normal(size=(plan.num_classes, root.network.embed_dim)), "bias": np.zeros(plan.num_classes)}
+    parts.append(("head", {name: values.astype(np.float32) for name, values in head.items()}))
+    pixels = rng.integers(0, 256, (2, plan.image_size, plan.image_size, 3), dtype=np.uint8)
+    modules = [build_part(kind, weights, root.network) for kind, weights in parts]
+    with torch.no_grad():
+        network = assemble([kind for kind, _ in parts], modules)
+        logits = network(torch.from_numpy(scale_pixels(pixels, root.preprocessing))).numpy() + np.float32(
+            np.nan if plan.nan else plan.golden_error
+        )
+    golden = store.put_object(serialize({"pixels": pixels, "logits": logits}), "safetensors")
+    return Route(
+        task=TaskName(plan.name),
+        stages=_stages(store, root, parts, plan.image_size),
+        network=root.network,
+        image_size=plan.image_size,
+        preprocessing=root.preprocessing,
+        labels=tuple(f"{plan.name} {index}" for index in range(plan.num_classes)),
+        hparams={"learning_rate": 0.01},
+        quality=Quality(validation_accuracy=0.5, validation_images=4, score=0.4),
+        lineage=Lineage(store.release().root, ("by hand",), 1, plan.name, 0),
+        golden=GoldenId(golden),
+    )
+
+
+def _stages(
+    store: Store, root: Route, parts: Sequence[tuple[ComponentKind, Weights]], image_size: int
+) -> tuple[Stage, ...]:
+    stored: list[tuple[ComponentRecord, StoredComponent]] = []
+    for kind, weights in parts:
+        data = serialize(weights)
+        digest = store.put_object(data, "safetensors")
+        record = ComponentRecord(kind, ComponentId(digest), num_parameters(weights))
+        stored.append((record, StoredComponent(f"{digest}.safetensors", tensor_slots(data))))
+
+    def graph(data: bytes) -> SubgraphId:
+        return SubgraphId(store.put_object(data, "onnx"))
+
+    (patch, patch_file), (pos, pos_file), *middle, (norm, norm_file), (head, head_file) = stored
+    network = root.network
+    embed = embed_graph(patch_file, pos_file, network, root.preprocessing, image_size)
+    stages = [Stage("embed", graph(embed), (patch, pos))]
+    pending: list[tuple[ComponentRecord, StoredComponent]] = []
+    for record, file in middle:
+        if record.kind == "adapter":
+            pending.append((record, file))
+            continue
+        adapter = pending[0][1] if pending else None
+        data = block_graph(file, adapter, network)
+        stages.append(Stage("block", graph(data), (*(found for found, _ in pending), record)))
+        pending.clear()
+    return (*stages, Stage("head", graph(head_graph(norm_file, head_file, network)), (norm, head)))
+
+
+def _noisy(rng: np.random.Generator, weights: Weights) -> dict[str, np.ndarray]:
+    return {name: (values + 0.1 * rng.normal(size=values.shape)).astype(np.float32) for name, values in weights.items()}
+
+
+def _adapter(rng: np.random.Generator, dim: int, width: int) -> dict[str, np.ndarray]:
+    shapes = {
+        "norm.weight": (dim,),
+        "norm.bias": (dim,),
+        "down.weight": (width, dim),
+        "down.bias": (width,),
+        "up.weight": (dim, width),
+        "up.bias": (dim,),
+    }
+    return {name: rng.normal(size=shape, scale=0.3).astype(np.float32) for name, shape in shapes.items()}
+
+
+def _read(store: Store, component: ComponentId) -> dict[str, np.ndarray]:
+    return deserialize(store.read_object(component, "safetensors", needed_by="a test"), component)

@@ -1,0 +1,155 @@
+"""The queue's promises: bounded, neighbours are safe from one another, whoever gives up leaves."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from models.errors import Overloaded
+from service.batcher import Batcher
+from service.engine import LoadedRoute, Logits, Row
+from service.metrics import Metrics
+
+Result = TypeVar("Result")
+BAD = 255
+NO_ROUTE = cast(LoadedRoute, None)
+
+
+def row(value: int) -> Row:
+    return Row(np.full((1, 1, 3), value, np.uint8), NO_ROUTE)
+
+
+class SlowEngine:
+    """Answers each row with its pixel, as soon as it is let; fails on `BAD`."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.started = threading.Semaphore(0)
+        self.may_end = threading.Event()
+
+    def run(self, rows: Sequence[Row]) -> list[Logits]:
+        values = [int(row.pixels[0, 0, 0]) for row in rows]
+        self.batches.append(values)
+        self.started.release()
+        assert self.may_end.wait(5)
+        if BAD in values:
+            raise RuntimeError("bad row")
+        return [np.array([value], np.float32) for value in values]
+
+
+def with_batcher(
+    scenario: Callable[[Batcher, SlowEngine], Coroutine[Any, Any, Result]], *, rows: int = 64, images: int = 100
+) -> tuple[Result, SlowEngine, Metrics]:
+    """Run `scenario` beside a started batcher and return what it returned."""
+    slow, metrics = SlowEngine(), Metrics(CollectorRegistry())
+
+    async def run() -> Result:
+        batcher = Batcher(slow.run, max_batch_rows=rows, max_queue_images=images, metrics=metrics)
+        batcher.start()
+        try:
+            return await scenario(batcher, slow)
+        finally:
+            slow.may_end.set()
+            await batcher.stop()
+
+    return asyncio.run(run()), slow, metrics
+
+
+async def submit_behind_a_running_one(
+    batcher: Batcher, slow: SlowEngine, values: Sequence[int]
+) -> "list[asyncio.Task[list[Logits]]]":
+    """Submit 1 and, while the engine is busy with it, all `values`."""
+    first = asyncio.create_task(batcher.submit([row(1)]))
+    await asyncio.to_thread(slow.started.acquire)
+    rest = [asyncio.create_task(batcher.submit([row(value)])) for value in values]
+    await asyncio.sleep(0)
+    return [first, *rest]
+
+
+def test_what_gathers_while_the_engine_is_busy_runs_together_in_order() -> None:
+    async def scenario(batcher: Batcher, slow: SlowEngine) -> list[float]:
+        tasks = await submit_behind_a_running_one(batcher, slow, [2, 3, 4])
+        slow.may_end.set()
+        return [float(answer[0][0]) for answer in await asyncio.gather(*tasks)]
+
+    answers, slow, _ = with_batcher(scenario)
+    assert answers == [1, 2, 3, 4]
+    assert slow.batches == [[1], [2, 3, 4]]
+
+
+def test_batches_keep_to_their_limit_and_a_larger_image_goes_alone() -> None:
+    async def scenario(batcher: Batcher, slow: SlowEngine) -> None:
+        tasks = await submit_behind_a_running_one(batcher, slow, [2, 3, 4])
+        tasks.append(asyncio.create_task(batcher.submit([row(5)] * 3)))
+        await asyncio.sleep(0)
+        slow.may_end.set()
+        await asyncio.gather(*tasks)
+
+    _, slow, _ = with_batcher(scenario, rows=2)
+    assert slow.batches == [[1], [2, 3], [4], [5, 5, 5]]
+
+
+def test_a_row_that_fails_the_engine_fails_nobody_else() -> None:
+    async def scenario(batcher: Batcher, slow: SlowEngine) -> list[list[Logits] | BaseException]:
+        tasks = await submit_behind_a_running_one(batcher, slow, [2, BAD, 4])
+        slow.may_end.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    answers, _, _ = with_batcher(scenario)
+    assert [isinstance(answer, RuntimeError) for answer in answers] == [False, False, True, False]
+
+
+def test_whoever_gives_up_leaves_the_queue() -> None:
+    async def scenario(batcher: Batcher, slow: SlowEngine) -> None:
+        tasks = await submit_behind_a_running_one(batcher, slow, [2, 3])
+        tasks[1].cancel()
+        await asyncio.sleep(0)
+        slow.may_end.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    _, slow, _ = with_batcher(scenario)
+    assert slow.batches == [[1], [3]]
+
+
+def test_a_request_given_up_while_it_runs_harms_nobody() -> None:
+    async def scenario(batcher: Batcher, slow: SlowEngine) -> float:
+        first, second = await submit_behind_a_running_one(batcher, slow, [2])
+        first.cancel()
+        slow.may_end.set()
+        return float((await second)[0][0])
+
+    assert with_batcher(scenario)[0] == 2
+
+
+def test_a_full_queue_refuses_and_has_room_again_afterwards() -> None:
+    async def scenario(batcher: Batcher, slow: SlowEngine) -> str:
+        with batcher.admit(3):
+            with pytest.raises(Overloaded) as caught, batcher.admit(2):
+                pass
+            with batcher.admit(1):
+                pass
+        with batcher.admit(4):
+            return str(caught.value)
+
+    message, _, metrics = with_batcher(scenario, images=4)
+    assert message == (
+        "the queue is full: 3 images are waiting, 2 more would exceed 4; try again after the time in Retry-After"
+    )
+    assert "mu2net_queue_images 0.0" in metrics.render(None).decode()
+
+
+def test_golden_samples_take_turns_with_batches() -> None:
+    async def scenario(batcher: Batcher, slow: SlowEngine) -> float:
+        (first,) = await submit_behind_a_running_one(batcher, slow, [])
+        golden = asyncio.create_task(asyncio.to_thread(batcher.run_in_turn, [row(9)]))
+        await asyncio.sleep(0.02)
+        assert slow.batches == [[1]]  # not beside the batch that runs
+        slow.may_end.set()
+        await first
+        return float((await golden)[0][0])
+
+    assert with_batcher(scenario)[0] == 9
