@@ -1,0 +1,99 @@
+"""Pin every package that this project installs, transitive ones too, without naming a registry.
+
+    uv run python .ci/pins.py             pin what the dependencies need, keeping the versions pinned already
+    uv run python .ci/pins.py --upgrade   the same with the newest versions that the dependencies allow
+    uv run python .ci/pins.py --check     change nothing; exit with 1 if a pin is missing, left over or wrong
+
+A `uv.lock` would pin as well, but it names the registry of whoever wrote it. So the versions stand in
+pyproject.toml as constraints, which `uv run` obeys, and with hashes in service/requirements.txt, which
+the serving image installs.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = Path(__file__).parents[1]
+PYPROJECT = FOLDER / "pyproject.toml"
+REQUIREMENTS = FOLDER / "service" / "requirements.txt"
+COMMAND = "uv run python .ci/pins.py"
+EXPORT = ["uv", "export", "--quiet", "--frozen", "--no-emit-project", "--no-header", "--no-annotate"]
+
+COMPILE = ["uv", "pip", "compile", "--quiet", "--universal", "--no-header", "--no-annotate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """The text of the two files with every package pinned."""
+
+    pyproject: str
+    requirements: str
+
+
+def pinned(pyproject: str) -> Pins:
+    """Resolve the dependencies of `pyproject`, within its own pins, on all platforms and Python versions."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "pyproject.toml").write_text(pyproject)
+        (folder / "README.md").touch()
+        tables = tomllib.loads(pyproject)
+        (folder / "build.in").write_text("\n".join(tables["build-system"]["requires"]))
+        (folder / "build.txt").write_text("\n".join(tables["tool"]["uv"]["build-constraint-dependencies"]))
+        _run(folder, ["uv", "lock", "--quiet"])
+        packages = _run(folder, [*EXPORT, "--all-extras", "--all-groups", "--no-hashes"])
+        serving = _run(folder, [*EXPORT, "--no-dev"])
+        tools = _run(folder, [*COMPILE, "build.in", "--constraints", "build.txt"])
+    text = with_list(pyproject, "constraint-dependencies", as_constraints(packages))
+    text = with_list(text, "build-constraint-dependencies", as_constraints(tools))
+    return Pins(text, f"# The serving image's packages. Written by: {COMMAND}\n{serving}")
+
+
+def as_constraints(requirements: str) -> list[str]:
+    """Return pins without markers, except where a package has different versions on different platforms."""
+    lines = [line for line in requirements.splitlines() if "==" in line]
+    counts = Counter(line.split("==")[0] for line in lines)
+    return [line if counts[line.split("==")[0]] > 1 else line.split(";")[0].strip() for line in lines]
+
+
+def with_list(pyproject: str, key: str, values: list[str]) -> str:
+    """Return `pyproject` with the list `key` of its table [tool.uv] replaced."""
+    block = "".join([f"{key} = [\n", *(f'    "{value}",\n' for value in values), "]\n"])
+    return re.sub(rf"^{key} = \[\n?(?:    .*\n)*\]\n", lambda _: block, pyproject, flags=re.MULTILINE)
+
+
+def without_pins(pyproject: str) -> str:
+    return with_list(with_list(pyproject, "constraint-dependencies", []), "build-constraint-dependencies", [])
+
+
+def versions(requirements: str) -> list[str]:
+    """Return the pins without hashes: a release may get further files, for a new Python say, after it was pinned."""
+    return [line.removesuffix(" \\") for line in requirements.splitlines() if "==" in line]
+
+
+def _run(folder: Path, command: list[str]) -> str:
+    return subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--check", action="store_true", help="change nothing, exit with 1 if something is not pinned")
+    mode.add_argument("--upgrade", action="store_true", help="take the newest versions that are allowed")
+    arguments = parser.parse_args()
+    before = PYPROJECT.read_text()
+    pins = pinned(without_pins(before) if arguments.upgrade else before)
+    if not arguments.check:
+        PYPROJECT.write_text(pins.pyproject)
+        REQUIREMENTS.write_text(pins.requirements)
+    elif pins.pyproject != before or versions(pins.requirements) != versions(REQUIREMENTS.read_text()):
+        sys.exit(f"the pins do not fit the dependencies of pyproject.toml: run '{COMMAND}' and commit the change")
+
+
+if __name__ == "__main__":
+    main()
