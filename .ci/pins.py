@@ -24,7 +24,6 @@ PYPROJECT = FOLDER / "pyproject.toml"
 REQUIREMENTS = FOLDER / "service" / "requirements.txt"
 COMMAND = "uv run python .ci/pins.py"
 EXPORT = ["uv", "export", "--quiet", "--frozen", "--no-emit-project", "--no-header", "--no-annotate"]
-
 COMPILE = ["uv", "pip", "compile", "--quiet", "--universal", "--no-header", "--no-annotate"]
 
 

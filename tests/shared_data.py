@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-VARIABLE = "MU2NET_SHARED"
+VARIABLE = "TEST_SHARED_DATA"  # not MU2NET_...: those are the server's settings, which refuses unknown ones
 
 
 def shared_file(name: str) -> Path:
