@@ -1,0 +1,196 @@
+"""`mu2net serve` as a real process: answers, takes up a release under load, stops; and what it refuses to start."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.errors import InvalidConfig, PortInUse, StoreError, StoreNotFound
+from models.names import TaskName
+from models.preprocess import load_pixels
+from models.store import Store
+from service.cli import check_port, parse_address, serve
+from tests.service_store import TaskPlan, add_task, make_store, torch_logits
+
+START_TIMEOUT_S = 90  # two processes import BentoML one after the other, on a busy machine
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def picture() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def environment(home: Path, **settings: str) -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("MU2NET_")}
+    return own | {"HOME": str(home)} | settings
+
+
+def start(store: Path, port: int, env: dict[str, str]) -> "subprocess.Popen[bytes]":
+    program = Path(sys.executable).with_name("mu2net")
+    return subprocess.Popen([program, "serve", store, "--port", str(port)], env=env, cwd=store.parent)
+
+
+@contextlib.contextmanager
+def running(store: Path, home: Path) -> Iterator[tuple["subprocess.Popen[bytes]", httpx.Client]]:
+    port = free_port()
+    server = start(store, port, environment(home, MU2NET_POLL_INTERVAL_S="0.1"))
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            wait_until(server, lambda: client.get("/v1/tasks").status_code == 200)
+            yield server, client
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(30)
+
+
+def wait_until(server: "subprocess.Popen[bytes]", condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        assert server.poll() is None, "the server ended by itself"
+        with contextlib.suppress(httpx.TransportError):
+            if condition():
+                return
+        time.sleep(0.05)
+    raise AssertionError("the server did not get there in time")
+
+
+class Asker(threading.Thread):
+    """Asks for one task without a pause, and keeps every answer."""
+
+    def __init__(self, client: httpx.Client) -> None:
+        super().__init__()
+        self._client = client
+        self.stopping = threading.Event()
+        self.answers: list[httpx.Response] = []
+
+    def run(self) -> None:
+        while not self.stopping.is_set():
+            self.answers.append(
+                self._client.post(
+                    "/v1/tasks/first/classify?logits=1", content=picture(), headers={"content-type": "image/png"}
+                )
+            )
+
+
+def test_a_real_server_answers_and_takes_up_a_release_while_it_is_asked(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    with running(store.folder, tmp_path) as (server, client):
+        assert client.get("/livez").status_code == 200
+        unready = client.get("/readyz")
+        assert (unready.status_code, unready.headers["content-type"]) == (503, "application/problem+json")
+        assert unready.json()["detail"] == "not ready: release 0 has no task yet; add one with 'mu2net evolve'"
+        add_task(store, TaskPlan("first", own_blocks=[1], seed=1))
+        wait_until(server, lambda: client.get("/readyz").status_code == 200)
+
+        asker = Asker(client)
+        asker.start()
+        try:
+            add_task(store, TaskPlan("second", adapters={0: 4}, seed=2))
+            wait_until(server, lambda: client.get("/v1/tasks/second").status_code == 200)
+            time.sleep(0.2)
+        finally:
+            asker.stopping.set()
+            asker.join()
+
+        assert {answer.status_code for answer in asker.answers} == {200}
+        found = [answer.json() for answer in asker.answers]
+        assert {answer["release"] for answer in found} == {1, 2}
+        assert len({json.dumps(answer["results"]) for answer in found}) == 1  # the same bits before and after
+        for task in ("first", "second"):
+            answer = client.post(f"/v1/tasks/{task}/classify?logits=1", files={"image": picture()}).json()
+            size = store.routes(store.release())[TaskName(task)].image_size
+            expected = torch_logits(store, task, load_pixels(picture(), size)[None])[0]
+            np.testing.assert_allclose(answer["results"][0]["logits"], expected, atol=1e-4)
+
+        refused = client.post("/v1/tasks/third/classify", files={"image": picture()})
+        assert (refused.status_code, refused.headers["content-type"]) == (404, "application/problem+json")
+        assert refused.json()["detail"] == "no route for task 'third'; known tasks: first, second"
+        broken = client.post("/v1/tasks/first/classify", content=b"x", headers={"content-type": "image/png"})
+        assert broken.status_code == 400
+        text = client.get("/metrics").text
+        assert re.search(r'^mu2net_requests_total\{status="200",task="first"\} [1-9]', text, re.MULTILINE)
+        assert re.search(r'^mu2net_release\{pid="\d+"\} 2.0$', text, re.MULTILINE)
+
+        server.send_signal(signal.SIGINT)
+        assert server.wait(30) == 0
+        check_port("127.0.0.1", client.base_url.port or 0)  # free again
+
+
+def test_a_refusal_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("mu2net")
+    done = subprocess.run(
+        [program, "serve", tmp_path / "none"], capture_output=True, text=True, env=environment(tmp_path), timeout=60
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"error: no store at '{tmp_path}/none': it has no file CURRENT; make one with 'mu2net init {tmp_path}/none'\n"
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.delenv("MU2NET_SHARED", raising=False)
+    return make_store(tmp_path / "store", TaskPlan("first"))
+
+
+def test_a_missing_store_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StoreNotFound, match="it has no file CURRENT; make one with 'mu2net init"):
+        serve(tmp_path)
+
+
+def test_a_damaged_store_is_told(store: Store) -> None:
+    record = store.folder / "objects" / f"{store.release().tasks[TaskName('first')]}.json"
+    record.write_bytes(record.read_bytes().replace(b"first 0", b"first 9"))
+    with pytest.raises(
+        StoreError, match=rf"{record.name} is damaged: its sha256 is .*; needed by task 'first' of release"
+    ):
+        serve(store.folder)
+
+
+def test_an_unknown_setting_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MU2NET_QUEUE", "3")
+    with pytest.raises(InvalidConfig, match="unknown setting MU2NET_QUEUE; known settings: MU2NET_DECODE_THREADS, "):
+        serve(store.folder, port=free_port())
+
+
+def test_a_port_in_use_is_told(store: Store) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(PortInUse) as caught:
+            serve(store.folder, port=port)
+    assert str(caught.value) == (
+        f"port {port} on 127.0.0.1 is in use by another program: stop it, or choose another with --port"
+    )
+
+
+def test_hosts_are_addresses() -> None:
+    assert parse_address("localhost") == "127.0.0.1"
+    assert parse_address("::1") == "::1"
+    with pytest.raises(InvalidConfig, match=r"--host 'example\.org' is not an IP address: use 127\.0\.0\.1"):
+        parse_address("example.org")
+    with pytest.raises(InvalidConfig, match=r"cannot listen on 192\.0\.2\.1 port 80: "):
+        check_port("192.0.2.1", 80)
