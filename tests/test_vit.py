@@ -40,7 +40,7 @@ def test_another_image_size_equals_timms_resampling(tmp_path: Path) -> None:
     torch.nn.init.normal_(large.get_parameter("head.weight"))
     save_file(large.state_dict(), tmp_path / "root.safetensors")
     small = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=7, img_size=64).eval()
-    small.load_state_dict(checkpoint_filter_fn(large.state_dict(), small))
+    small.load_state_dict(checkpoint_filter_fn(large.state_dict(), small))  # type: ignore[arg-type]
     images = torch.randn(2, 3, 64, 64)
     root = load_root(str(tmp_path / "root.safetensors"), image_size=64)
     with torch.no_grad():
