@@ -7,15 +7,19 @@ bound. `BENTOML_CONFIG_OPTIONS` switches any of them on again.
 """
 
 import logging
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import bentoml
+from bentoml.exceptions import BentoMLException
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from models.errors import NotReady
+from models.errors import InvalidConfig, NotReady
 from service import errors
 from service.http import create_app
 from service.metrics import Metrics
+from service.runtime import start_runtime
 from service.server import Server, build_server
 from service.settings import load_settings
 
@@ -48,7 +52,12 @@ class Mu2Net:
     @staticmethod
     def check() -> None:
         """Refuse wrong settings once, before any worker starts and is started again."""
-        load_settings()
+        try:
+            if load_settings().device == "cuda":  # tried in a process of its own, which gives the device back
+                with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                    pool.submit(start_runtime, "cuda", 1).result()
+        except InvalidConfig as error:
+            raise BentoMLException(str(error)) from error  # its command line prints this without a traceback
 
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     def start(self) -> None:

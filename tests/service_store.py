@@ -65,7 +65,7 @@ def _route(store: Store, plan: TaskPlan) -> Route:
     root = store.root()
     parts: list[tuple[ComponentKind, Weights]] = []
     blocks = 0
-    for component in root.components:
+    for component in (found for found in root.components if found.kind != "head"):
         weights = _read(store, component.id)
         if component.kind == "pos_embed":
             weights = dict(resized_pos_embed(weights, plan.image_size, root.network.patch_size))

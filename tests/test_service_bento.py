@@ -1,0 +1,71 @@
+"""The Bento: holds the service and what it imports, names no registry, and serves a mounted store."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.service_store import TaskPlan, make_store
+from tests.test_serve_process import environment, free_port, picture, wait_until
+
+ROOT = Path(__file__).parents[1]
+BENTOML = [sys.executable, "-m", "bentoml"]
+
+
+def test_the_bento_includes_the_service_and_the_models_alone() -> None:
+    options = (ROOT / "bentofile.yaml").read_text()
+    assert 'include:\n  - "service/**"\n  - "models/**"\nexclude:' in options
+    assert "  - name: MU2NET_STORE\n    value: /store\n" in options
+    requirements = (ROOT / "service" / "requirements.txt").read_text()
+    assert "://" not in requirements
+    assert "--hash=sha256:" in requirements
+    assert not {line.split("==")[0] for line in requirements.splitlines()} & {"torch", "timm", "onnx"}
+
+
+def copy_tracked_files(folder: Path) -> Path:
+    """Return a folder with what a clean clone would have."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    for name in filter(None, listed.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_bento_built_from_a_clean_clone_serves_a_store(tmp_path: Path) -> None:
+    clone, home = copy_tracked_files(tmp_path / "clone"), tmp_path / "bentos"
+    store = make_store(tmp_path / "store", TaskPlan("first"))
+    env = environment(tmp_path, BENTOML_HOME=str(home), BENTOML_DO_NOT_TRACK="True", PATH=os.environ["PATH"])
+    subprocess.run([*BENTOML, "build"], cwd=clone, env=env, check=True, timeout=300)
+    (source,) = home.glob("bentos/mu2net/*/src")
+    assert {path.name for path in source.iterdir()} == {"service", "models", "bentofile.yaml"}
+
+    port = free_port()
+    command = [*BENTOML, "serve", "mu2net:latest", "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen(command, env=env | {"MU2NET_STORE": str(store.folder)}, cwd=tmp_path)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            wait_until(server, lambda: client.get("/readyz").status_code == 200)
+            answer = client.post("/v1/tasks/first/classify", files={"image": picture()})
+            assert answer.status_code == 200
+            assert answer.json()["release"] == 1
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.mark.slow
+def test_wrong_settings_end_bentoml_serve_at_once(tmp_path: Path) -> None:
+    env = environment(tmp_path, MU2NET_STORE=str(tmp_path), MU2NET_QUEUE="3")
+    done = subprocess.run(
+        [*BENTOML, "serve", "service.api:Mu2Net", "--port", str(free_port())],
+        cwd=ROOT, env=env, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "unknown setting MU2NET_QUEUE; known settings: " in done.stderr
+    assert "Traceback" not in done.stderr
