@@ -86,7 +86,11 @@ def evolve(
         )
         for warning in loaded.describe().warnings():
             console.print(f"[yellow]note:[/] {warning}", highlight=False)
-        outcome = evolve_task(loaded, opened, resolved, private=private, report=display.candidate(resolved))
+        try:
+            outcome = evolve_task(loaded, opened, resolved, private=private, report=display.candidate(resolved))
+        except KeyboardInterrupt:
+            console.print("stopped; the finished generations are kept: the same command goes on from there")
+            raise
     quality = outcome.route.quality
     if as_json:
         summary = {

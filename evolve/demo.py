@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -34,13 +34,14 @@ from models.store import Store
 if find_spec("torch") is None:
     raise ModuleNotFoundError("the demo evolves, which needs torch: install mu2net[evolve]", name="torch")
 
-ROOT = "random:embed_dim=64,depth=4,num_heads=4,patch_size=4,image_size=16"
+ROOT = "random:embed_dim=64,depth=3,num_heads=4,patch_size=4,image_size=16"
 # Sized for two cores that the server and its client share: about a minute a task. On so small a network
 # one thread is faster than two, and waits for nobody.
 THREADS = 1
 CONFIG = EvolveConfig(
-    generations=3, children_per_generation=3, epochs=10, batch_size=32, learning_rate=0.05, threads=THREADS
+    generations=3, children_per_generation=3, epochs=8, batch_size=32, learning_rate=0.05, threads=THREADS
 )
+LATER_GENERATIONS = 2  # there is something to start from by then
 STEADY_IMAGES = 8
 
 
@@ -66,7 +67,7 @@ def demo(
         folder = Path(scratch)
         digits, *later = _write_tasks(folder)
         store = _make_store(folder / "store")
-        _evolve(digits, store, console)
+        _evolve(digits, store, CONFIG, console)
         log = folder / "server.log"
         with _server(store, port, log) as url, httpx.Client(base_url=url) as client:
             wait_for_task(client, digits.name, log=log)
@@ -74,7 +75,7 @@ def demo(
             steady = SteadyClient(url, digits.name, _some_images(digits))
             steady.start()
             for task in later:
-                _evolve(task, store, console)
+                _evolve(task, store, replace(CONFIG, generations=LATER_GENERATIONS), console)
                 wait_for_task(client, task.name, log=log)
                 console.print(f"{task.name} went live without a restart.")
             seen = steady.stop()
@@ -112,15 +113,15 @@ def _make_store(folder: Path) -> Store:
     return create_store(folder, load_root(ROOT))
 
 
-def _evolve(task: DemoTask, store: Store, console: Console) -> None:
+def _evolve(task: DemoTask, store: Store, config: EvolveConfig, console: Console) -> None:
     from evolve.loop import evolve_task
     from evolve.progress import ProgressDisplay
     from evolve.task import load_task
 
     console.print(f"Evolving {task.name}: {task.what}.")
     with ProgressDisplay(console) as display:
-        loaded = load_task(task.name, task.folder, seed=CONFIG.seed, cache_folder=store.folder / "work" / "pixels")
-        evolve_task(loaded, store, CONFIG, report=display.candidate(CONFIG))
+        loaded = load_task(task.name, task.folder, seed=config.seed, cache_folder=store.folder / "work" / "pixels")
+        evolve_task(loaded, store, config, report=display.candidate(config))
 
 
 @contextmanager

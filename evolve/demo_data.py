@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from sklearn.datasets import load_digits
 
 HELD_OUT = 5  # one image in so many is for testing alone
-SHAPES_PER_CLASS = 150
+SHAPES_PER_CLASS = 300
 SHAPE_PIXELS = 24
 
 Point = tuple[float, float]
@@ -24,8 +24,8 @@ def write_digits(folder: Path, label_of: Callable[[int], str], rng: np.random.Ge
 
 
 def write_shapes(folder: Path, rng: np.random.Generator) -> Path:
-    """Draw filled shapes of random place, size, turn and colour on a random ground, with a held-out fifth."""
-    labels = list(SHAPES) * SHAPES_PER_CLASS
+    """Draw filled shapes of random place, size, tilt and colour on a random ground, with a held-out fifth."""
+    labels = [str(label) for label in rng.permutation(list(SHAPES) * SHAPES_PER_CLASS)]
     return _write(folder, [_draw(SHAPES[label], rng) for label in labels], labels)
 
 
@@ -55,7 +55,7 @@ SHAPES: dict[str, list[Point]] = {
 
 def _draw(shape: Sequence[Point], rng: np.random.Generator) -> Image.Image:
     ground, colour = rng.integers(0, 120, 3), rng.integers(150, 255, 3)
-    radius, turn = rng.uniform(6, 10), rng.uniform(0, 2 * math.pi)
+    radius, turn = rng.uniform(6, 10), rng.uniform(-0.3, 0.3)
     x, y = rng.uniform(radius, SHAPE_PIXELS - radius, 2)
     corners = [
         (x + radius * (a * math.cos(turn) - b * math.sin(turn)), y + radius * (a * math.sin(turn) + b * math.cos(turn)))

@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime
 
 from evolve.task import LabelledImages
+from models.onnx_threads import share_threads, shared_threads_options, usable_cores
 from models.route import Stage
 from models.store import Store
 
@@ -16,9 +17,11 @@ class OnnxRoute:
     """The sessions of a route's stages; subgraphs are checked against their digests when opened."""
 
     def __init__(self, store: Store, stages: Sequence[Stage]) -> None:
+        share_threads(usable_cores())
         self._sessions = [
             onnxruntime.InferenceSession(
                 store.object_path(stage.subgraph, "onnx", needed_by="a route that is being checked"),
+                shared_threads_options(),
                 providers=["CPUExecutionProvider"],
             )
             for stage in stages

@@ -7,7 +7,6 @@ This is the process boundary: expected errors become one line on stderr and exit
 import sys
 from importlib.metadata import entry_points
 
-import click
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -45,17 +44,7 @@ def build_app() -> typer.Typer:
 def main() -> None:
     """Run `mu2net` with the process's arguments; exits with 0, 1 (error), 2 (usage) or 130 (Ctrl-C)."""
     try:
-        code = build_app()(standalone_mode=False)
+        build_app()()
     except Mu2NetError as error:
-        sys.exit(_report(str(error), code=1))
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        sys.exit(_report("stopped by Ctrl-C", code=130))
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _report(message: str, *, code: int) -> int:
-    Console(stderr=True).print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
-    return code
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(1)

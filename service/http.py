@@ -152,11 +152,11 @@ def _add_descriptions(app: FastAPI) -> None:
         """Describe one task: labels, quality, cost, lineage, and what it shares with whom."""
         return views.task_detail(server.predictor.loaded_release(), task)
 
-    @app.get("/v1/releases", responses=errors.responses(422, 503))
+    @app.get("/v1/releases", responses=errors.responses(422))
     def releases(server: ServerOf, limit: Limit = 20) -> ReleaseList:
         """List the store's releases, which one answers, and why if it is not the active one."""
         return views.release_list(
-            server.store(),
+            server.settings.store,
             limit=limit,
             serving=server.predictor.release,
             status=server.watcher.status,

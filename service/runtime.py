@@ -1,23 +1,17 @@
-"""ONNX Runtime as this process uses it: which device, one pool of threads, how a session is made.
-
-A pool for each session costs hundreds of threads and half the speed with many small sessions
-(DESIGN section 6), so all sessions share the process's one.
-"""
+"""ONNX Runtime as the server uses it: which device, how many threads, how a session is made."""
 
 import ctypes
 import io
 import logging
-import os
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import onnxruntime as ort
-from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 from models.errors import InvalidConfig
+from models.onnx_threads import share_threads, shared_threads_options, usable_cores
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 CUDA_OPTIONS = {"use_tf32": "0"}  # TF32 keeps 10 bits of mantissa: golden samples would not hold
@@ -41,8 +35,7 @@ class Runtime:
     version: str = ort.__version__
 
     def session(self, model: Path | bytes) -> ort.InferenceSession:
-        options = ort.SessionOptions()
-        options.use_per_session_threads = False
+        options = shared_threads_options()
         options.log_severity_level = LOG_ERRORS
         providers = [(CUDA, CUDA_OPTIONS), CPU] if self.provider == CUDA else [CPU]
         source = model if isinstance(model, bytes) else str(model)
@@ -57,8 +50,8 @@ def start_runtime(device: Literal["auto", "cpu", "cuda"], threads: int) -> Runti
     Raises:
         InvalidConfig: CUDA is asked for and not usable.
     """
-    threads = threads if threads > 0 else len(os.sched_getaffinity(0))
-    _share_threads(threads)
+    threads = threads if threads > 0 else usable_cores()
+    share_threads(threads)
     reason = "the setting says cpu" if device == "cpu" else _why_no_cuda()
     if device == "cuda" and reason:
         raise InvalidConfig(f"MU2NET_DEVICE is cuda, but {reason}: mend that, or set it to auto or cpu")
@@ -66,12 +59,6 @@ def start_runtime(device: Literal["auto", "cpu", "cuda"], threads: int) -> Runti
     log.info("engine on %s, %d threads, ONNX Runtime %s; CUDA: %s", runtime.provider, threads, runtime.version,
              reason or "used")  # fmt: skip
     return runtime
-
-
-@cache  # it can be set once in a process
-def _share_threads(threads: int) -> None:
-    with suppress(Fail):  # the pool exists already, with another size
-        ort.set_global_thread_pool_sizes(threads, 1)
 
 
 def _why_no_cuda() -> str | None:

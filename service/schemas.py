@@ -129,8 +129,8 @@ class EngineView(BaseModel):
 
 class ReleaseList(BaseModel):
     serving: int | None = Field(description="the release this server answers from")
-    active: int | None = Field(description="the release the store asks for; differs while loading or after a failure")
-    held: bool = Field(description="a person chose the active release, and publishing leaves it alone")
+    active: int | None = Field(description="the release the store asks for; null where it cannot be read")
+    held: bool | None = Field(description="a person chose the active release, and publishing leaves it alone")
     last_reload: ReloadView | None
     failure: FailureView | None = Field(description="why the active release is not the one serving")
     engine: EngineView

@@ -3,7 +3,6 @@
 import logging
 from dataclasses import dataclass
 
-from models.store import Store
 from service import engine
 from service.batcher import Batcher
 from service.metrics import Metrics
@@ -35,10 +34,6 @@ class Server:
         self.watcher.stop()
         await self.batcher.stop()
         self.predictor.stop()
-
-    def store(self) -> Store:
-        """Open the store for reading; StoreNotFound if it has gone."""
-        return Store.open(self.settings.store)
 
 
 def build_server(settings: Settings, metrics: Metrics) -> Server:

@@ -1,12 +1,15 @@
 """From the engine's objects to the answers of the HTTP interface."""
 
 import dataclasses
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 
+from models.errors import NotFound, StoreError
 from models.names import ComponentId
 from models.release import Release
-from models.store import Store
+from models.store import Current, Store
 from service.engine import Logits
 from service.predictor import Answer
 from service.release import LoadedRelease
@@ -97,19 +100,26 @@ def task_detail(release: LoadedRelease, task: str) -> TaskDetail:
 
 
 def release_list(
-    store: Store, *, limit: int, serving: LoadedRelease | None, status: WatchStatus, runtime: Runtime
+    folder: Path, *, limit: int, serving: LoadedRelease | None, status: WatchStatus, runtime: Runtime
 ) -> ReleaseList:
-    """Return what the store has and what this server does about it; reads the store's release files."""
-    current = store.current()
-    newest = store.release_numbers()[::-1][:limit]
+    """Return what the store has and what this server does about it; reads the store's release files.
+
+    A store that cannot be read leaves `active` unknown: `failure` has the watcher's reason.
+    """
+    current: Current | None = None
+    releases: list[ReleaseSummary] = []
+    with suppress(StoreError, NotFound, OSError):
+        store = Store.open(folder)
+        current = store.current()
+        releases = [_release_summary(store.release(number)) for number in store.release_numbers()[::-1][:limit]]
     return ReleaseList(
         serving=None if serving is None else serving.number,
-        active=current.release,
-        held=current.is_held,
+        active=None if current is None else current.release,
+        held=None if current is None else current.is_held,
         last_reload=_reload(status),
         failure=None if status.failure is None else FailureView(**dataclasses.asdict(status.failure)),
         engine=EngineView(provider=runtime.provider, threads=runtime.threads, onnxruntime=runtime.version),
-        releases=[_release_summary(store.release(number)) for number in newest],
+        releases=releases,
     )
 
 

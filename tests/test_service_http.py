@@ -352,7 +352,9 @@ def test_before_a_release_with_a_task_nothing_is_ready(tmp_path: Path) -> None:
     with served(tmp_path / "store", is_ready=False) as (client, server):
         message = problem(send(client, PATH), 503, "not-ready")
         assert message == "not ready: no release has been loaded yet; /v1/releases says why, if it failed"
-        assert problem(client.get("/v1/releases"), 503, "store-not-found").startswith("no store at ")
+        told = client.get("/v1/releases").json()
+        assert (told["serving"], told["active"], told["held"], told["releases"]) == (None, None, None, [])
+        assert told["failure"]["error"].startswith(f"no store at '{tmp_path}/store': it has no file CURRENT")
         create_store(tmp_path / "store", load_root(ROOT))
         deadline = time.monotonic() + 10
         while server.predictor.release is None and time.monotonic() < deadline:

@@ -1,0 +1,130 @@
+"""The command line: what each command prints, and that a user's mistake is one clear line with exit code 1."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from models.cli import main
+from models.store import Store
+from tests.conftest import TINY_ROOT, draw_image_folder
+
+SETTINGS = ("generations=1", "children_per_generation=1", "epochs=1", "batch_size=8", "validations=1", "threads=1")
+
+
+class Cli:
+    """Runs `mu2net` in this process."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self._capsys = capsys
+        self._monkeypatch = monkeypatch
+
+    def run(self, *words: object) -> tuple[int, str, str]:
+        """Run it with `words` and return its exit code, stdout and stderr."""
+        self._monkeypatch.setattr(sys, "argv", ["mu2net", *map(str, words)])
+        with pytest.raises(SystemExit) as exit_info:
+            main()
+        printed = self._capsys.readouterr()
+        assert isinstance(exit_info.value.code, int)
+        return exit_info.value.code, printed.out, printed.err
+
+    def succeed(self, *words: object) -> str:
+        code, out, err = self.run(*words)
+        assert code == 0, err
+        return out
+
+    def fail(self, *words: object, code: int = 1) -> str:
+        found, _, err = self.run(*words)
+        assert found == code
+        assert "Traceback" not in err
+        return " ".join(err.split())
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    return Cli(capsys, monkeypatch)
+
+
+def evolve_words(store: Path, task: str, data: Path) -> list[object]:
+    settings = [word for setting in SETTINGS for word in ("--set", setting)]
+    return ["evolve", store, task, "--data", data, *settings]
+
+
+def test_init_evolve_and_tasks(cli: Cli, tmp_path: Path, toy_folder: Path) -> None:
+    store = tmp_path / "store"
+    assert "2 blocks of width 16, 16 px" in cli.succeed("init", store, "--root", TINY_ROOT)
+    summary = json.loads(cli.succeed(*evolve_words(store, "toys", toy_folder), "--json"))
+    assert (summary["task"], summary["release"], summary["is_new"]) == ("toys", 1, True)
+    listed = json.loads(cli.succeed("tasks", store, "--json"))
+    (task,) = listed["tasks"]
+    assert (task["task"], task["route"], task["labels"]) == ("toys", summary["route"], ["blue", "green", "red"])
+    assert "toys" in cli.succeed("tasks", store)
+
+
+def test_a_store_is_not_made_twice(cli: Cli, tiny_store: Path) -> None:
+    message = cli.fail("init", tiny_store, "--root", TINY_ROOT)
+    assert "is a store already: choose another folder, or evolve a task in this one" in message
+
+
+def test_a_store_that_does_not_exist(cli: Cli, tmp_path: Path, toy_folder: Path) -> None:
+    for words in (["tasks", tmp_path / "none"], evolve_words(tmp_path / "none", "toys", toy_folder)):
+        assert "it has no file CURRENT; make one with 'mu2net init" in cli.fail(*words)
+
+
+def test_a_damaged_store_is_named(cli: Cli, tiny_store: Path, toy_folder: Path) -> None:
+    route_id = Store.open(tiny_store).release().tasks["shapes_a"]  # type: ignore[index]  # plain text is a name here
+    damaged = tiny_store / "objects" / f"{route_id}.json"
+    damaged.write_bytes(damaged.read_bytes()[:-9] + b"something")
+    for words in (["tasks", tiny_store], evolve_words(tiny_store, "toys", toy_folder)):
+        message = cli.fail(*words)
+        assert f"{route_id}.json is damaged: its sha256 is" in message
+        assert "needed by task 'shapes_a' of release 2" in message
+
+
+@pytest.mark.parametrize("name", ["Toys", "../toys", "all", "", "a" * 65], ids=repr)
+def test_a_bad_task_name(cli: Cli, tiny_store: Path, toy_folder: Path, name: str) -> None:
+    message = cli.fail(*evolve_words(tiny_store, name, toy_folder))
+    assert "is not a task name: use 1 to 64 of" in message or "is reserved and no task can have it" in message
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("generatoins=3", "unknown key generatoins; known keys: generations, children_per_generation"),
+        ("generations=0", "generations = 0: use a whole number from 1"),
+        ("generations=many", "--set generations=many is not TOML"),
+        ("generations=1.5", "generations = 1.5: a whole number is needed"),
+        ("learning_rate=0.3", "learning_rate = 0.3: use one of 0.0001, 0.0002"),
+        ("size_penalty=2", "size_penalty = 2: use a number above 0 and up to 1 (1 = off)"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_a_bad_setting(cli: Cli, tiny_store: Path, toy_folder: Path, setting: str, message: str) -> None:
+    assert message in cli.fail("evolve", tiny_store, "toys", "--data", toy_folder, "--set", setting)
+
+
+def test_a_configuration_file(cli: Cli, tmp_path: Path, tiny_store: Path, toy_folder: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text("generations = 1\nchildren = 2\n")
+    message = cli.fail("evolve", tiny_store, "toys", "--data", toy_folder, "--config", file)
+    assert "unknown key children; known keys: generations" in message
+    assert "cannot be read" in cli.fail("evolve", tiny_store, "toys", "--data", toy_folder, "--config", tmp_path / "no")
+
+
+def test_unusable_data(cli: Cli, tmp_path: Path, tiny_store: Path) -> None:
+    one_class = tmp_path / "one"
+    (one_class / "cat").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(one_class / "cat" / "1.png")
+    assert "class" in cli.fail(*evolve_words(tiny_store, "toys", one_class))
+    assert "no_such_folder" in cli.fail(*evolve_words(tiny_store, "toys", tmp_path / "no_such_folder"))
+    damaged = draw_image_folder(tmp_path / "damaged")
+    (damaged / "red" / "0.png").write_bytes(b"no image")
+    assert "red/0.png" in cli.fail(*evolve_words(tiny_store, "toys", damaged))
+    assert Store.open(tiny_store).current().release == 2  # nothing was published
+
+
+def test_wrong_usage_is_exit_code_2(cli: Cli, tiny_store: Path) -> None:
+    assert "Missing option '--data'" in cli.fail("evolve", tiny_store, "toys", code=2)
+    assert "No such command 'evolv'" in cli.fail("evolv", code=2)
