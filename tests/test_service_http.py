@@ -4,7 +4,7 @@ import asyncio
 import io
 import threading
 import time
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,13 @@ def picture(seed: int = 0, size: int = 24, kind: str = "PNG") -> bytes:
     return file.getvalue()
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @contextmanager
 def served(store: Path, *, is_ready: bool = True, **settings: Any) -> Iterator[tuple[TestClient, Server]]:
     """Serve a store in this process until the block ends."""
@@ -63,9 +70,8 @@ def served(store: Path, *, is_ready: bool = True, **settings: Any) -> Iterator[t
         assert client.portal is not None
         client.portal.call(server.start)
         try:
-            deadline = time.monotonic() + 10
-            while is_ready and server.predictor.release is None and time.monotonic() < deadline:
-                time.sleep(0.01)
+            if is_ready:
+                wait_for(lambda: server.predictor.release is not None)
             yield client, server
         finally:
             client.portal.call(server.stop)
@@ -352,13 +358,12 @@ def test_before_a_release_with_a_task_nothing_is_ready(tmp_path: Path) -> None:
     with served(tmp_path / "store", is_ready=False) as (client, server):
         message = problem(send(client, PATH), 503, "not-ready")
         assert message == "not ready: no release has been loaded yet; /v1/releases says why, if it failed"
+        wait_for(lambda: server.watcher.status.failure is not None)
         told = client.get("/v1/releases").json()
         assert (told["serving"], told["active"], told["held"], told["releases"]) == (None, None, None, [])
         assert told["failure"]["error"].startswith(f"no store at '{tmp_path}/store': it has no file CURRENT")
         create_store(tmp_path / "store", load_root(ROOT))
-        deadline = time.monotonic() + 10
-        while server.predictor.release is None and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_for(lambda: server.predictor.release is not None)
         message = problem(send(client, PATH), 503, "not-ready")
         assert message == "not ready: release 0 has no task yet; add one with 'mu2net evolve'"
         assert client.get("/v1/tasks").json() == {"release": 0, "tasks": []}
