@@ -29,7 +29,8 @@ def _crop_and_flip(images: Tensor, hparams: DataHParams, rng: np.random.Generato
     """Cut a random box of each image, mirror half of them, and scale back to full size."""
     count = len(images)
     area = rng.uniform(hparams.crop_area_min, 1, count)
-    aspect = np.exp(rng.uniform(math.log(hparams.crop_aspect_min), -math.log(hparams.crop_aspect_min), count))
+    spread = abs(math.log(hparams.crop_aspect_min))  # abs: numpy refuses to draw between 0.0 and -0.0
+    aspect = np.exp(rng.uniform(-spread, spread, count))
     width, height = np.minimum(np.sqrt(area * aspect), 1), np.minimum(np.sqrt(area / aspect), 1)
     left, top = rng.uniform(width - 1, 1 - width), rng.uniform(height - 1, 1 - height)
     mirror = np.where(rng.random(count) < 0.5, -1, 1) if hparams.flip else np.ones(count)
