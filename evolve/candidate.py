@@ -1,12 +1,15 @@
 """A candidate: a route in the making. It knows its parent, what it changed and what it may train."""
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 
 from evolve.hparams import DataHParams, OptimiserHParams
 from models.component import ComponentRecord
 from models.names import ComponentId
 from models.network import NetworkShape, flops
 from models.route import Route, Scalar, adapter_dims
+
+RATE_PREFIX = "rate of "  # before an action's name, among a route's hyperparameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +36,15 @@ class Candidate:
     hparams: OptimiserHParams
     data: DataHParams
     mutations: tuple[str, ...] = ()
+    rates: Mapping[str, float] = field(default_factory=dict)  # of actions whose learnt rate is not µ
 
     @property
     def components(self) -> tuple[ComponentRecord, ...]:
         return tuple(part.component for part in self.parts)
+
+    @property
+    def depth(self) -> int:
+        return sum(part.component.kind == "block" for part in self.parts)
 
     def flops(self, network: NetworkShape) -> int:
         """Return the floating-point operations of one image through the finished route."""
@@ -57,12 +65,18 @@ def seed_candidate(
         return Candidate(name, "", parts, route.labels, first_hparams, DataHParams(route.image_size))
     hparams = OptimiserHParams(**_pick(OptimiserHParams, route))  # type: ignore[arg-type]  # checked by the class
     data = DataHParams(**_pick(DataHParams, route))  # type: ignore[arg-type]
-    return Candidate(name, "", parts, route.labels, hparams, data)
+    rates = {
+        action.removeprefix(RATE_PREFIX): float(rate)
+        for action, rate in route.hparams.items()
+        if action.startswith(RATE_PREFIX)
+    }
+    return Candidate(name, "", parts, route.labels, hparams, data, rates=rates)
 
 
 def route_hparams(candidate: Candidate) -> dict[str, Scalar]:
     """Return the hyperparameters that the candidate's route records."""
-    return asdict(candidate.hparams) | asdict(candidate.data)
+    rates = {f"{RATE_PREFIX}{action}": rate for action, rate in candidate.rates.items()}
+    return asdict(candidate.hparams) | asdict(candidate.data) | rates
 
 
 def _pick(kind: type[OptimiserHParams] | type[DataHParams], route: Route) -> dict[str, Scalar]:

@@ -1,6 +1,7 @@
 """The commands that make a store and evolve tasks in it. Heavy imports wait until a command runs."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,9 +57,13 @@ def evolve(
         Path,
         typer.Option(help="Labelled images: a folder or zip with a folder per class, perhaps in train/ and test/."),
     ],
+    preset: Annotated[str | None, typer.Option(help="Settings of the paper, by name; see evolve/presets.")] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file with settings.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="One setting, as key=value; repeatable.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Never offer its components to other tasks.")] = False,
+    from_release: Annotated[
+        int | None, typer.Option(help="Grow from the routes of this release; default: the active one.")
+    ] = None,
     skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="Leave damaged images out.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -73,7 +78,7 @@ def evolve(
 
     name = parse_task_name(task)
     opened = Store.open(store)
-    resolved = load_config(config, settings or [])
+    resolved = load_config(config, settings or [], preset=preset)
     console = Console(stderr=True)
     with ProgressDisplay(console) as display:
         loaded = load_task(
@@ -86,8 +91,18 @@ def evolve(
         )
         for warning in loaded.describe().warnings():
             console.print(f"[yellow]note:[/] {warning}", highlight=False)
+        former = opened.routes(opened.release()).get(name)
+        if former is not None and former.labels != loaded.labels:
+            console.print(f"[yellow]note:[/] {label_changes(former.labels, loaded.labels)}", highlight=False)
         try:
-            outcome = evolve_task(loaded, opened, resolved, private=private, report=display.candidate(resolved))
+            outcome = evolve_task(
+                loaded,
+                opened,
+                resolved,
+                private=private,
+                from_release=from_release,
+                report=display.candidate(resolved),
+            )
         except KeyboardInterrupt:
             console.print("stopped; the finished generations are kept: the same command goes on from there")
             raise
@@ -104,8 +119,21 @@ def evolve(
         typer.echo(json.dumps(summary))
         return
     news = f"published in release {outcome.release.number}" if outcome.is_new else "kept: nothing better was found"
-    validation, test = (quality.validation_accuracy, quality.test_accuracy) if quality else (None, None)
+    assert quality is not None, "a task's route has a quality"
     Console().print(
-        f"{name}: {news}; validation accuracy {accuracy_text(validation)}, test accuracy {accuracy_text(test)}",
+        f"{name}: {news}; validation accuracy {accuracy_text(quality.validation_accuracy)}, "
+        f"to be expected {accuracy_text(quality.expected_accuracy)}, "
+        f"test accuracy {accuracy_text(quality.test_accuracy)}",
         highlight=False,
+        soft_wrap=True,
+    )
+
+
+def label_changes(old: Sequence[str], new: Sequence[str]) -> str:
+    """Return for people what becomes of a task whose classes have changed."""
+    gone, added = sorted(set(old) - set(new)), sorted(set(new) - set(old))
+    changes = [f"{word} {', '.join(labels)}" for word, labels in (("without", gone), ("with", added)) if labels]
+    return (
+        f"the classes have changed ({'; '.join(changes)}): a new head is learnt, accuracies before and after are not "
+        "comparable, and clients see the new classes from the new release on"
     )

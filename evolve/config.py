@@ -2,11 +2,16 @@
 
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import get_args, get_type_hints
 
-from evolve.hparams import OptimiserHParams
+from evolve.hparams import DataHParams, OptimiserHParams
 from models.errors import InvalidConfig
+from models.route import Scalar
+
+PRESETS = Path(__file__).parent / "presets"
+MUTATIONS = ("rate", "learned")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,43 +25,95 @@ class EvolveConfig:
     batch_size: int = 64
     validations: int = 4  # times a candidate is validated within its training; its best weights are kept
     image_size: int | None = None  # pixels, where the search starts; None: the root's own
-    mutation_rate: float = 0.20
-    learning_rate: float = 0.01
+    depth: int | None = None  # blocks, where the search starts; None: all of the root's
+    min_depth: int = 0  # blocks, how short a candidate may become
+    max_depth: int | None = None  # blocks, how long; None: all of the root's
+    depth_jump: bool = False  # start also where a linear probe on the root, after each block, is good enough
+    inserts_adapters: bool = True
+    mutation: str = "rate"  # "rate": one probability µ for all actions; "learned": each action learns its own
+    mutation_rate: float = 0.20  # µ, or where each action's probability starts
+    learning_rate: float = 0.01  # this and the following: where the search starts
+    warmup_ratio: float = 0.1
+    adapter_dim: int = 32
+    crop_area_min: float = 1.0
+    crop_aspect_min: float = 1.0
+    flip: bool = False
     size_penalty: float = 0.99  # quality is multiplied by this to the power of accounted parameters / the root's
     compute_penalty: float = 0.99  # and by this to the power of FLOPs / the root's
+    selection_margin: float = 0.0  # standard errors by which a cheaper candidate may be worse and still be chosen
     seed: int = 0
     threads: int = 2  # per candidate in training; part of the configuration because sums depend on it
 
     def __post_init__(self) -> None:
         for name in ("generations", "children_per_generation", "batch_size", "validations", "max_images", "threads"):
-            if getattr(self, name) < 1:
-                raise InvalidConfig(f"{name} = {getattr(self, name)}: use a whole number from 1")
-        if not self.epochs > 0:
-            raise InvalidConfig(f"epochs = {self.epochs}: use a number above 0")
+            self._require(name, getattr(self, name) >= 1, "a whole number from 1")
+        self._require("epochs", self.epochs > 0, "a number above 0")
         for name in ("size_penalty", "compute_penalty"):
-            if not 0 < getattr(self, name) <= 1:
-                raise InvalidConfig(f"{name} = {getattr(self, name)}: use a number above 0 and up to 1 (1 = off)")
-        self.first_hparams()  # checks the values that are in ordered lists
+            self._require(name, 0 < getattr(self, name) <= 1, "a number above 0 and up to 1 (1 = off)")
+        self._require("selection_margin", self.selection_margin >= 0, "a number from 0")
+        self._require("mutation", self.mutation in MUTATIONS, " or ".join(MUTATIONS))
+        self._require("min_depth", self.min_depth >= 0, "a whole number from 0")
+        longest = float("inf") if self.max_depth is None else self.max_depth
+        self._require("max_depth", longest >= self.min_depth, f"a whole number from min_depth = {self.min_depth}")
+        is_between = self.depth is None or self.min_depth <= self.depth <= longest
+        self._require("depth", is_between, "a whole number between min_depth and max_depth")
+        self.first_hparams()  # these check the values that are in ordered lists
+        self.first_data(self.image_size or 0)
 
     def first_hparams(self) -> OptimiserHParams:
         """Return the hyperparameters that a search starts from."""
-        return OptimiserHParams(mutation_rate=self.mutation_rate, learning_rate=self.learning_rate)
+        return OptimiserHParams(
+            mutation_rate=self.mutation_rate,
+            learning_rate=self.learning_rate,
+            warmup_ratio=self.warmup_ratio,
+            adapter_dim=self.adapter_dim,
+        )
+
+    def first_data(self, image_size: int) -> DataHParams:
+        """Return the data hyperparameters that a search starts from."""
+        return DataHParams(image_size, self.crop_area_min, self.crop_aspect_min, self.flip)
+
+    def settings(self) -> dict[str, Scalar]:
+        """Return every setting with its value, but for those left to the root."""
+        values = asdict(self)
+        values |= {name: float(values[name]) for name, hint in get_type_hints(EvolveConfig).items() if hint is float}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def _require(self, name: str, is_allowed: bool, allowed: str) -> None:
+        if not is_allowed:
+            raise InvalidConfig(f"{name} = {getattr(self, name)}: use {allowed}")
 
 
-def load_config(path: Path | None, assignments: Sequence[str] = ()) -> EvolveConfig:
-    """Return the configuration of a TOML file, its keys the fields of `EvolveConfig`, with `assignments` on top.
+def preset_names() -> tuple[str, ...]:
+    return tuple(sorted(path.stem for path in PRESETS.glob("*.toml")))
+
+
+def load_config(path: Path | None, assignments: Sequence[str] = (), *, preset: str | None = None) -> EvolveConfig:
+    """Return the configuration of a preset, with a TOML file's keys on top and `assignments` above all.
 
     Args:
-        path: the file; None for the defaults.
-        assignments: `key=value`, the value in TOML's notation.
+        path: a file whose keys are fields of `EvolveConfig`; None for none.
+        assignments: `key=value`, the value in TOML's notation; a word may go without quotes.
+        preset: the name of a file in `evolve/presets`; None for the defaults.
 
     Raises:
-        InvalidConfig: unreadable, an unknown key (the message lists the known), or a value of a wrong type or range.
+        InvalidConfig: unreadable, an unknown key or preset (the message lists the known), or a value of a wrong
+            type or range.
     """
-    values = {} if path is None else _parse(_read(path), source=str(path))
+    values: dict[str, object] = {}
+    if preset is not None:
+        values |= _parse(_read_preset(preset), source=f"preset {preset}")
+    if path is not None:
+        values |= _parse(_read(path), source=str(path))
     for assignment in assignments:
-        values |= _parse(assignment, source=f"--set {assignment}")
+        values |= _parse(_quoted(assignment), source=f"--set {assignment}")
     return EvolveConfig(**values)  # type: ignore[arg-type]  # each was checked by _parse
+
+
+def _read_preset(name: str) -> str:
+    if name not in preset_names():
+        raise InvalidConfig(f"there is no preset {name!r}; presets: {', '.join(preset_names())}")
+    return _read(PRESETS / f"{name}.toml")
 
 
 def _read(path: Path) -> str:
@@ -66,18 +123,31 @@ def _read(path: Path) -> str:
         raise InvalidConfig(f"the configuration {path} cannot be read: {error}") from error
 
 
+def _quoted(assignment: str) -> str:
+    """Put quotes around the value of a text setting, which a shell has taken away."""
+    name, equals, value = (part.strip() for part in assignment.partition("="))
+    is_text = get_type_hints(EvolveConfig).get(name) is str
+    return f'{name} = "{value}"' if equals and is_text and value.isidentifier() else assignment
+
+
 def _parse(text: str, *, source: str) -> dict[str, object]:
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InvalidConfig(f"{source} is not TOML: {error}; write key = value") from error
-    known = {field.name: field for field in fields(EvolveConfig)}
-    unknown = sorted(values.keys() - known.keys())
+    known = [field.name for field in fields(EvolveConfig)]
+    unknown = sorted(values.keys() - set(known))
     if unknown:
         raise InvalidConfig(f"{source}: unknown key {', '.join(unknown)}; known keys: {', '.join(known)}")
+    hints = get_type_hints(EvolveConfig)
     for name, value in values.items():
-        takes_fractions = isinstance(known[name].default, float)
-        if isinstance(value, bool) or not isinstance(value, (int, float) if takes_fractions else int):
-            kind = "a number" if takes_fractions else "a whole number"
-            raise InvalidConfig(f"{source}: {name} = {value!r}: {kind} is needed")
+        _check_type(name, value, hints[name], source)
     return values
+
+
+def _check_type(name: str, value: object, hint: type, source: str) -> None:
+    wanted = next(kind for kind in get_args(hint) or (hint,) if kind is not type(None))
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    accepted: tuple[type, ...] = (int, float) if wanted is float else (wanted,)
+    if not isinstance(value, accepted) or (isinstance(value, bool) and wanted is not bool):
+        raise InvalidConfig(f"{source}: {name} = {value!r}: {kinds[wanted]} is needed")

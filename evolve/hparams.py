@@ -3,6 +3,7 @@
 The lists are those of the reference (Gesmundo & Dean 2022, table 1 and the published notebook).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ import numpy as np
 from models.errors import InvalidConfig
 from models.route import Scalar
 
+MUTATION_RATES = tuple(round(0.02 * place, 2) for place in range(1, 16))
 COLOUR_STEPS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
 YES_NO = (False, True)
 
@@ -54,7 +56,7 @@ class DataHParams:
 
 
 ORDERED_VALUES: dict[str, tuple[Scalar, ...]] = {
-    "mutation_rate": tuple(round(0.02 * step, 2) for step in range(1, 16)),
+    "mutation_rate": MUTATION_RATES,
     "learning_rate": (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
     "warmup_ratio": (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4),
     "momentum": (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99),
@@ -71,6 +73,7 @@ ORDERED_VALUES: dict[str, tuple[Scalar, ...]] = {
 }  # image_size is missing: its values follow from the root, see `image_sizes`
 
 HParams = TypeVar("HParams", OptimiserHParams, DataHParams)
+Value = TypeVar("Value", bound=Scalar)
 
 
 def image_sizes(*, patch_size: int, largest: int) -> tuple[int, ...]:
@@ -79,26 +82,27 @@ def image_sizes(*, patch_size: int, largest: int) -> tuple[int, ...]:
 
 
 def mutated(
-    hparams: HParams, rate: float, rng: np.random.Generator, *, sizes: tuple[int, ...] = ()
+    hparams: HParams, happens: Callable[[str], bool], rng: np.random.Generator, *, sizes: tuple[int, ...] = ()
 ) -> tuple[HParams, tuple[str, ...]]:
-    """Move each hyperparameter one step up or down with probability `rate`; say what moved.
+    """Move each hyperparameter for which `happens` says so one step up or down; say what moved.
 
     A step beyond either end of a list stays there, so the ends are no more likely than the middle.
     """
     moves: dict[str, Scalar] = {}
     for field in fields(hparams):
-        if rng.random() >= rate:
+        if not happens(field.name):
             continue
         values = sizes if field.name == "image_size" else ORDERED_VALUES[field.name]
         old = getattr(hparams, field.name)
-        new = _step(old, values, rng)
+        new = step(old, values, rng)
         if new != old:
             moves[field.name] = new
     child = replace(hparams, **moves)  # type: ignore[arg-type]  # each value comes from its own field's list
     return child, tuple(f"{name}={value}" for name, value in moves.items())
 
 
-def _step(value: Scalar, values: tuple[Scalar, ...], rng: np.random.Generator) -> Scalar:
+def step(value: Value, values: tuple[Value, ...], rng: np.random.Generator) -> Value:
+    """Return the neighbour of `value` above or below, the value itself beyond an end of the list."""
     index = values.index(value) + (1 if rng.random() < 0.5 else -1)
     return values[min(max(index, 0), len(values) - 1)]
 

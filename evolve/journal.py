@@ -32,6 +32,7 @@ class IterationStart:
     device: str
     private: bool
     config: EvolveConfig
+    replaces: bool = False  # whether the active release had a route for this task then
     format_version: int = 1
 
 

@@ -33,6 +33,7 @@ def evolve_task(
     config: EvolveConfig,
     *,
     private: bool = False,
+    from_release: int | None = None,
     execute: Executor = one_after_another,
     report: Callable[[Progress], None] = silent,
 ) -> Outcome:
@@ -44,14 +45,21 @@ def evolve_task(
     4. score    validation accuracy after the size and compute factors
     5. keep     a child stays if it scores no worse than its parent did on this task
     6. end      the best is frozen and published, the rest are dropped
+
+    Args:
+        task: the active task.
+        store: where its route is published.
+        config: the settings.
+        private: whether its components are never to be offered to other tasks.
+        from_release: the release whose routes are the seeds, and which has the route to better; None: the active one.
+        execute: trains a generation.
+        report: told after each candidate.
     """
-    run = TaskRun.begin(task, store, config, private=private)
+    run = TaskRun.begin(task, store, config, private=private, from_release=from_release)
     population = run.start_population()
     for generation in range(config.generations):
         data = run.sample_data(population, generation)
         children = run.sample_children(population, data, generation)
         for member in run.train(children, generation, execute, report):
             population.consider(member)
-    best = population.best
-    assert best is not None, "a child of a seed is always kept"
-    return run.finish(best)
+    return run.finish(population)

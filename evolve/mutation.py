@@ -1,13 +1,15 @@
 """From a parent to a child: clone, insert adapters, change depth, move hyperparameters (µ2Net, section 3.1)."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from evolve.ancestry import Ancestry
 from evolve.candidate import Candidate, Part
 from evolve.hparams import DataHParams, mutated
 from evolve.pool import WeightPool
+from evolve.rates import Draws, MutationRates
 from models.component import ComponentKind, ComponentRecord
 from models.network import NetworkShape
 from models.root import resized_pos_embed
@@ -26,6 +28,16 @@ class Nursery:
     network: NetworkShape
     labels: tuple[str, ...]
     pool: WeightPool
+    ancestry: Ancestry
+    min_depth: int
+    max_depth: int
+    inserts_adapters: bool = True
+    learns_rates: bool = False
+
+    def draws(self, parent: Candidate, rng: np.random.Generator) -> Draws:
+        """Return what decides about the mutations of a child of `parent`."""
+        own = parent.rates if self.learns_rates else {}
+        return Draws(MutationRates(parent.hparams.mutation_rate, own, self.learns_rates), rng)
 
     def new_part(self, kind: ComponentKind, weights: Weights) -> Part:
         record = ComponentRecord(kind, self.pool.put(weights), num_parameters(weights))
@@ -35,7 +47,8 @@ class Nursery:
 def mutate(parent: Candidate, data: DataHParams, nursery: Nursery, name: str, rng: np.random.Generator) -> Candidate:
     """Return a child of `parent`, untrained.
 
-    Each mutation happens with the parent's mutation rate µ; final norm and head are always the child's own.
+    Each mutation happens with the parent's mutation rate µ, or with a rate of its own where rates are learnt;
+    final norm and head are always the child's own.
 
     Args:
         parent: a kept candidate of the active task, or a seed.
@@ -44,23 +57,29 @@ def mutate(parent: Candidate, data: DataHParams, nursery: Nursery, name: str, rn
         name: of the child.
         rng: draws everything.
     """
-    rate = parent.hparams.mutation_rate
-    hparams, mutations = mutated(parent.hparams, rate, rng)
+    draws = nursery.draws(parent, rng)
+    hparams, mutations = mutated(parent.hparams, draws.happens, rng)
     log = list(mutations)
+    patch_embed, pos_embed, *middle, norm = (
+        part for part in resized(parent, data, nursery).parts if part.component.kind != "head"
+    )
+    layers = _resized_depth(_layers(middle), nursery, draws, rng, log)
+    if nursery.inserts_adapters:
+        layers = [
+            _with_adapter(layer, at, hparams.adapter_dim, nursery, draws, rng, log) for at, layer in enumerate(layers)
+        ]
+    embed = [_cloned(part, "", draws, log) for part in (patch_embed, pos_embed)]
+    body = [_cloned(part, f" {at}", draws, log) for at, layer in enumerate(layers) for part in layer]
+    parts = (*embed, *body, _owned(norm), _head(parent, nursery))
+    return Candidate(name, parent.name, parts, nursery.labels, hparams, data, tuple(log), draws.own)
 
-    def happens() -> bool:
-        return bool(rng.random() < rate)
 
-    patch_embed, pos_embed, *middle, norm = (part for part in parent.parts if part.component.kind != "head")
-    pos_embed = _placed(pos_embed, parent, data, nursery)
-    layers = _resized_depth(_layers(middle), nursery, happens, rng, log)
-    layers = [
-        _with_adapter(layer, at, hparams.adapter_dim, nursery, happens, rng, log) for at, layer in enumerate(layers)
-    ]
-    body = [patch_embed, pos_embed, *(part for layer in layers for part in layer)]
-    body = [_cloned(part, at, happens, log) for at, part in enumerate(body)]
-    parts = (*body, _owned(norm), _head(parent, nursery))
-    return Candidate(name, parent.name, parts, nursery.labels, hparams, data, tuple(log))
+def shortened(candidate: Candidate, depth: int, name: str) -> Candidate:
+    """Return `candidate` with its lowest `depth` blocks alone, as a start of its own."""
+    patch_embed, pos_embed, *middle, norm = (part for part in candidate.parts if part.component.kind != "head")
+    kept = _layers(middle)[:depth]
+    parts = (patch_embed, pos_embed, *(part for layer in kept for part in layer), norm)
+    return replace(candidate, name=name, parts=parts, mutations=(f"depth={depth}",))
 
 
 def _layers(middle: Sequence[Part]) -> list[Layer]:
@@ -74,29 +93,36 @@ def _layers(middle: Sequence[Part]) -> list[Layer]:
     return layers
 
 
-def _placed(pos_embed: Part, parent: Candidate, data: DataHParams, nursery: Nursery) -> Part:
-    """Return the position embedding for the child's image size: the parent's, else the root's resampled."""
-    if data.image_size == parent.data.image_size:
-        return pos_embed
+def resized(candidate: Candidate, data: DataHParams, nursery: Nursery) -> Candidate:
+    """Return the candidate at another image size.
+
+    Its position embedding is the nearest ancestor's of that size, its own first, else the root's resampled.
+    """
+    patch_embed, _, *others = candidate.parts
+    return replace(candidate, data=data, parts=(patch_embed, _placed(candidate, data.image_size, nursery), *others))
+
+
+def _placed(candidate: Candidate, image_size: int, nursery: Nursery) -> Part:
+    for ancestor in nursery.ancestry.of(candidate):
+        if ancestor.data.image_size == image_size:
+            return ancestor.parts[1]
     root_part = nursery.root.parts[1]
-    if data.image_size == nursery.root.data.image_size:
-        return root_part
     weights = nursery.pool.get(root_part.component.id)
-    resampled = nursery.new_part("pos_embed", resized_pos_embed(weights, data.image_size, nursery.network.patch_size))
+    resampled = nursery.new_part("pos_embed", resized_pos_embed(weights, image_size, nursery.network.patch_size))
     return Part(resampled.component, is_own=False)  # follows from the root: shared unless it is cloned
 
 
 def _resized_depth(
-    layers: list[Layer], nursery: Nursery, happens: Callable[[], bool], rng: np.random.Generator, log: list[str]
+    layers: list[Layer], nursery: Nursery, draws: Draws, rng: np.random.Generator, log: list[str]
 ) -> list[Layer]:
     """Perhaps drop the top block, or put back the root's block that belongs there."""
-    if not happens():
+    if not draws.happens("depth"):
         return layers
-    if rng.random() < 0.5 and layers:
+    if rng.random() < 0.5 and len(layers) > nursery.min_depth:
         log.append(f"depth={len(layers) - 1}")
         return layers[:-1]
     root_layers = _layers([part for part in nursery.root.parts if part.component.kind == "block"])
-    if len(layers) < len(root_layers):
+    if len(layers) < min(len(root_layers), nursery.max_depth):
         log.append(f"depth={len(layers) + 1}")
         return [*layers, root_layers[len(layers)]]
     return layers
@@ -107,11 +133,11 @@ def _with_adapter(
     at: int,
     adapter_dim: int,
     nursery: Nursery,
-    happens: Callable[[], bool],
+    draws: Draws,
     rng: np.random.Generator,
     log: list[str],
 ) -> Layer:
-    if len(layer) > 1 or not happens():
+    if len(layer) > 1 or not draws.happens(f"adapter {at}"):
         return layer
     log.append(f"adapter before block {at}")
     return (nursery.new_part("adapter", new_adapter(nursery.network.embed_dim, adapter_dim, rng)), *layer)
@@ -130,10 +156,11 @@ def new_adapter(embed_dim: int, adapter_dim: int, rng: np.random.Generator) -> W
     }
 
 
-def _cloned(part: Part, at: int, happens: Callable[[], bool], log: list[str]) -> Part:
-    if part.is_own or not happens():
+def _cloned(part: Part, place: str, draws: Draws, log: list[str]) -> Part:
+    action = f"clone {part.component.kind}{place}"
+    if part.is_own or not draws.happens(action):
         return part
-    log.append(f"clone {part.component.kind} at {at}")
+    log.append(action)
     return _owned(part)
 
 

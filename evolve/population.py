@@ -34,8 +34,9 @@ class Population:
         return next(iter(self._ranked()), None)
 
     @property
-    def members(self) -> tuple[Member, ...]:
-        return tuple(self._members)
+    def ranked(self) -> tuple[Member, ...]:
+        """The members from the best score down, the newest first among equals."""
+        return tuple(self._ranked())
 
     def sample_parent(self, rng: np.random.Generator) -> Candidate:
         """Choose a parent, best members first, and count one more child for it.

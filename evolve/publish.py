@@ -23,7 +23,7 @@ from models.network import NetworkShape
 from models.preprocess import Preprocessing
 from models.release import Release
 from models.root import Root
-from models.route import Lineage, Quality, Route, Stage
+from models.route import Lineage, Quality, Route, Scalar, Stage
 from models.store import Store
 from models.weights import num_parameters, serialize, tensor_slots
 
@@ -69,6 +69,8 @@ class Winner:
     parent: RouteId  # the route it descends from: the root's, another task's or its own former one
     mutations: tuple[str, ...]  # all since then, in order
     replaces: bool  # whether the task had a route when the iteration began
+    config: Mapping[str, Scalar]
+    expected_accuracy: float | None = None
 
 
 def publish(winner: Winner, task: Task, store: Store, pool: WeightPool, plan: TrainPlan) -> Release:
@@ -116,8 +118,11 @@ def _store_route(winner: Winner, task: Task, store: Store, pool: WeightPool, pla
             score=winner.score,
             test_accuracy=test_accuracy,
             test_images=0 if task.test is None else len(task.test),
+            expected_accuracy=winner.expected_accuracy,
         ),
-        lineage=Lineage(winner.parent, winner.mutations, winner.iteration, candidate.name, winner.trained_images),
+        lineage=Lineage(
+            winner.parent, winner.mutations, winner.iteration, candidate.name, winner.trained_images, winner.config
+        ),
         golden=_store_golden(store, onnx_route, task.val, candidate.data.image_size),
         private=winner.private,
     )

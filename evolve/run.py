@@ -9,18 +9,21 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from evolve.ancestry import Ancestry
 from evolve.candidate import Candidate, seed_candidate
 from evolve.config import EvolveConfig
+from evolve.depth_probe import probe_depths, shortest_sufficient
 from evolve.hparams import DataHParams, image_sizes, mutated
 from evolve.journal import CandidateRecord, IterationEnd, IterationStart, Journal, iterations
-from evolve.mutation import Nursery, mutate
+from evolve.mutation import Nursery, mutate, resized, shortened
 from evolve.network import build_network
 from evolve.pool import WeightPool
 from evolve.population import Member, Population
 from evolve.publish import Winner, publish
 from evolve.score import ScoreRule
+from evolve.selection import Finalist, choose, contenders, expected_accuracy
 from evolve.task import Task
-from evolve.train import Trained, TrainPlan, accuracy
+from evolve.train import Trained, TrainPlan, accuracy, logits
 from models.errors import InvalidConfig
 from models.names import RouteId, TaskName
 from models.release import Release
@@ -68,22 +71,40 @@ class TaskRun:
         self._parents: dict[str, CandidateRecord] = {}
 
     @classmethod
-    def begin(cls, task: Task, store: Store, config: EvolveConfig, *, private: bool) -> "TaskRun":
-        """Start an iteration, or take up the last one if it was interrupted and asked for the same."""
+    def begin(
+        cls, task: Task, store: Store, config: EvolveConfig, *, private: bool, from_release: int | None = None
+    ) -> "TaskRun":
+        """Start an iteration, or take up the last one if it was interrupted and asked for the same.
+
+        Raises:
+            UnknownRelease: `from_release` is none of the store's.
+        """
         numbers = iterations(store, task.name)
         last = Journal(store, task.name, numbers[-1]) if numbers else None
         found = last.start() if last and last.end() is None else None
-        if found and (found.config, found.data_digest, found.private) == (config, task.digest, private):
+        is_same_release = found is not None and from_release in {None, found.release}
+        if (
+            found
+            and is_same_release
+            and (found.config, found.data_digest, found.private)
+            == (
+                config,
+                task.digest,
+                private,
+            )
+        ):
             return cls(task, store, found)
+        active = store.release()
         start = IterationStart(
             task=task.name,
             iteration=numbers[-1] + 1 if numbers else 1,
-            release=store.current().release,
+            release=active.number if from_release is None else store.release(from_release).number,
             data_digest=task.digest,
             labels=task.labels,
             device="cuda" if torch.cuda.is_available() else "cpu",
             private=private,
             config=config,
+            replaces=task.name in active.tasks,
         )
         run = cls(task, store, start)
         run._journal.write_start(start)
@@ -92,26 +113,29 @@ class TaskRun:
     def start_population(self) -> Population:
         """Return the seeds shuffled, and the task's present route, judged anew, as the first to beat.
 
-        Seeds are the root and the routes of other tasks that are not private. A present route for other
-        labels cannot be judged and is one more seed.
+        Seeds are the root and the routes of other tasks that are not private. Tried before these: the root cut
+        to where a probe is good enough, if asked for, and a present route for other labels, which can be no
+        rival but is the nearest relative.
         """
         seeds = [self._root, *self._others]
+        seeds = [seeds[at] for at in self._rng("seeds").permutation(len(seeds))]
+        if self.config.depth_jump:
+            seeds.insert(0, self._jumped())
         if self._own and self._own.labels != self.task.labels:
-            seeds.append(self._own)
-        population = Population([seeds[at] for at in self._rng("seeds").permutation(len(seeds))])
+            seeds.insert(0, self._own)
+        population = Population(seeds)
         if self._own and self._own.labels == self.task.labels:
             population.consider(self._judged(self._own))
         return population
 
     def sample_data(self, population: Population, generation: int) -> DataHParams:
         """Return the data hyperparameters of a generation: the best member's, moved; the start's at first."""
-        network = self._root_route.network
-        sizes = image_sizes(patch_size=network.patch_size, largest=network.image_size)
+        sizes = self._image_sizes()
         best = population.best
         if best is None:
-            return DataHParams(self._first_image_size(sizes))
+            return self.config.first_data(self._first_image_size(sizes))
         rng = self._rng("data", generation)
-        data, _ = mutated(best.candidate.data, best.candidate.hparams.mutation_rate, rng, sizes=sizes)
+        data, _ = mutated(best.candidate.data, self._nursery.draws(best.candidate, rng).happens, rng, sizes=sizes)
         return data
 
     def sample_children(self, population: Population, data: DataHParams, generation: int) -> list[Candidate]:
@@ -134,20 +158,23 @@ class TaskRun:
         for place, record in enumerate(found if found is not None else map(self._record, trained)):
             records.append(record)
             self._parents[record.candidate.name] = record
+            self._ancestry.add(record.candidate)
             best = max(known.quality for known in self._parents.values())
             report(Progress(record, generation, place, best, is_replayed=found is not None))
         if found is None:
             self._journal.write_generation(generation, records)
         return [Member(record.candidate, record.quality, record.score) for record in records]
 
-    def finish(self, best: Member) -> Outcome:
-        """Publish the best member, unless it is the route that the task has already; then clean up."""
+    def finish(self, population: Population) -> Outcome:
+        """Publish the member that is chosen, unless it is the route that the task has already; then clean up."""
         images = sum(record.images for record in self._parents.values())
+        best, expected = self._chosen(population)
         if self._own and best.candidate.name == self._own.name:
-            outcome = self._outcome(self._store.release(), is_new=False, images=images)
+            route_id = self._seed_routes[self._own.name]
+            outcome = self._outcome(self._store.release(), route_id, is_new=False, images=images)
         else:
-            release = self._publish(best, images)
-            outcome = self._outcome(release, is_new=True, images=images)
+            release = self._publish(best, expected, images)
+            outcome = self._outcome(release, release.route_id(self.task.name), is_new=True, images=images)
         self._journal.write_end(IterationEnd(best.candidate.name, outcome.route_id, outcome.release.number))
         shutil.rmtree(self._folder, ignore_errors=True)
         return outcome
@@ -160,14 +187,23 @@ class TaskRun:
         self._usage = component_usage(routes.values())
         locked = frozenset(self._usage) | root_ids
         first = self.config.first_hparams()
+        self._ancestry = Ancestry(
+            self._ancestor,
+            lambda name, route: seed_candidate(name, route, locked, first),
+        )
         self._root = seed_candidate("root", self._root_route, locked, first)
         self._seed_routes: dict[str, RouteId] = {"root": release.root}
         self._others = []
         for task, route in routes.items():
             if not route.private:
                 self._others.append(seed_candidate(self._seed_name(task, release), route, locked, first))
+                self._ancestry.add_seed(self._others[-1], route)
         self._own = seed_candidate(self._seed_name(self.task.name, release), own, locked, first) if own else None
-        self._nursery = Nursery(self._root, self._root_route.network, self.task.labels, self.pool)
+        if self._own and own:
+            self._ancestry.add_seed(self._own, own)
+        self._nursery = self._made_nursery(self._root)
+        self._root = self._started(self._root)
+        self._ancestry.add(self._root)
         body = [component for component in self._root_route.components if component.kind != "head"]
         self._rule = ScoreRule(
             self.config.size_penalty,
@@ -180,6 +216,52 @@ class TaskRun:
         name = f"{task}@{release.tasks[task]}"
         self._seed_routes[name] = release.tasks[task]
         return name
+
+    def _ancestor(self, route_id: RouteId) -> Route | None:
+        """Return a route that others descend from; what no release has any more may be gone."""
+        if not self._store.has_object(route_id, "json"):
+            return None
+        return self._store.route(route_id, needed_by=f"task {self.task.name!r} as an ancestor")
+
+    def _made_nursery(self, root: Candidate) -> Nursery:
+        network = self._root_route.network
+        return Nursery(
+            root,
+            network,
+            self.task.labels,
+            self.pool,
+            self._ancestry,
+            min_depth=self.config.min_depth,
+            max_depth=network.depth if self.config.max_depth is None else self.config.max_depth,
+            inserts_adapters=self.config.inserts_adapters,
+            learns_rates=self.config.mutation == "learned",
+        )
+
+    def _started(self, root: Candidate) -> Candidate:
+        """Return the root as the search starts from it: with the blocks that the configuration allows."""
+        full = self._root_route.depth
+        for name in ("depth", "min_depth", "max_depth"):
+            value = getattr(self.config, name)
+            if value is not None and value > full:
+                raise InvalidConfig(f"{name} = {value}: this root has {full} blocks, use at most as many")
+        bounds = [bound for bound in (self.config.depth, self.config.max_depth) if bound is not None]
+        start = min([full, *bounds])
+        return root if start == full else shortened(root, start, root.name)
+
+    def _jumped(self) -> Candidate:
+        """Return the root, cut where a linear probe says that a shorter route would do."""
+        size = self._first_image_size(self._image_sizes())
+        placed = resized(self._nursery.root, self.config.first_data(size), self._nursery)
+        curve = probe_depths(placed, self.task, self.pool, self._plan(0))
+        depth = min(max(shortest_sufficient(curve, len(self.task.val)), self.config.min_depth), self._nursery.max_depth)
+        jumped = shortened(self._nursery.root, depth, f"root to block {depth}")
+        self._seed_routes[jumped.name] = self._seed_routes["root"]
+        self._ancestry.add(jumped)
+        return jumped
+
+    def _image_sizes(self) -> tuple[int, ...]:
+        network = self._root_route.network
+        return image_sizes(patch_size=network.patch_size, largest=network.image_size)
 
     def _first_image_size(self, sizes: tuple[int, ...]) -> int:
         size = self.config.image_size or sizes[-1]
@@ -206,6 +288,22 @@ class TaskRun:
         quality = accuracy(network.to(plan.device), self.task.val, candidate.data.image_size, plan)
         return Member(candidate, quality, self._score(candidate, quality))
 
+    def _chosen(self, population: Population) -> tuple[Member, float]:
+        """Return the member to publish and the accuracy that may be expected of it on new images."""
+        margin = self.config.selection_margin
+        members = contenders(population.ranked, len(self.task.val), margin)
+        finalists = [self._finalist(member) for member in members]
+        chosen = choose(finalists, margin)
+        return chosen.member, expected_accuracy(finalists, chosen, margin, self._rng("selection"))
+
+    def _finalist(self, member: Member) -> Finalist:
+        candidate, plan = member.candidate, self._plan(0)
+        network, _ = build_network(candidate.parts, self.pool, self._root_route.network)
+        predicted = logits(network.to(plan.device), self.task.val.pixels(candidate.data.image_size), plan)
+        size = accounted_parameters(candidate.components, self._usage) / self._rule.root_parameters
+        cost = size + candidate.flops(self._root_route.network) / self._rule.root_flops
+        return Finalist(member, predicted.argmax(axis=1) == self.task.val.labels, cost)
+
     def _score(self, candidate: Candidate, quality: float) -> float:
         size = accounted_parameters(candidate.components, self._usage)
         return self._rule.score(quality, accounted_parameters=size, flops=candidate.flops(self._root_route.network))
@@ -224,7 +322,7 @@ class TaskRun:
             device=self.start.device,
         )
 
-    def _publish(self, best: Member, images: int) -> Release:
+    def _publish(self, best: Member, expected: float, images: int) -> Release:
         seed, mutations = self._lineage(best.candidate)
         winner = Winner(
             candidate=best.candidate,
@@ -235,7 +333,9 @@ class TaskRun:
             private=self.start.private,
             parent=self._seed_routes[seed],
             mutations=mutations,
-            replaces=self._own is not None,
+            replaces=self.start.replaces,
+            config=self.config.settings(),
+            expected_accuracy=expected,
         )
         return publish(winner, self.task, self._store, self.pool, self._plan(0))
 
@@ -246,10 +346,9 @@ class TaskRun:
         while name in self._parents:
             mutations = (*self._parents[name].candidate.mutations, *mutations)
             name = self._parents[name].candidate.parent
-        return name, mutations
+        return name, (*self._ancestry.named(name).mutations, *mutations)
 
-    def _outcome(self, release: Release, *, is_new: bool, images: int) -> Outcome:
-        route_id = release.route_id(self.task.name)
+    def _outcome(self, release: Release, route_id: RouteId, *, is_new: bool, images: int) -> Outcome:
         route = self._store.route(route_id, needed_by=f"task {self.task.name!r}")
         return Outcome(release, route_id, route, is_new, images)
 

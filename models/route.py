@@ -40,6 +40,7 @@ class Quality:
     score: float  # validation accuracy after the size and compute factors
     test_accuracy: float | None = None  # None where the task has no test images
     test_images: int = 0
+    expected_accuracy: float | None = None  # validation accuracy less what choosing on those images flatters
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Lineage:
     iteration: int  # of the task, from 1; 0 for the root
     candidate: str  # its name in the journal
     trained_images: int  # images that the whole iteration trained on, all candidates together
+    config: Mapping[str, Scalar] = field(default_factory=dict)  # the iteration's settings, resolved
 
 
 @dataclass(frozen=True, slots=True)
