@@ -135,7 +135,7 @@ def test_changed_labels_make_a_new_head_and_leave_the_old_release_alone(
     folder = draw_image_folder(tmp_path / "images", seed=4)
     (folder / "blue").rename(folder / "violet")
     task = load_toy_task("shapes_a", folder, tmp_path / "pixels")
-    parents = []
+    parents: list[str] = []
 
     def watching(candidates: Sequence[Candidate], task: Task, pool: WeightPool, plan: TrainPlan) -> Iterator[Trained]:
         parents.extend(candidate.parent for candidate in candidates)
@@ -153,7 +153,7 @@ def test_changed_labels_make_a_new_head_and_leave_the_old_release_alone(
 # choosing
 
 
-def finalist(name: str, is_right: Sequence[int], *, cost: float) -> Finalist:
+def finalist(name: str, is_right: Sequence[int] | np.ndarray, *, cost: float) -> Finalist:
     right = np.array(is_right, dtype=bool)
     quality = float(right.mean())
     candidate = Candidate(name, "", (), (), OptimiserHParams(), DataHParams(16))

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evolve.ancestry import Ancestry
 from evolve.candidate import Candidate, seed_candidate
 from evolve.hparams import ORDERED_VALUES, DataHParams, OptimiserHParams, image_sizes, mutated
 from evolve.mutation import Nursery, mutate
@@ -29,7 +30,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def nursery(store: Store, tmp_path: Path) -> Nursery:
     route = store.root()
     root = seed_candidate("root", route, route.component_ids, OptimiserHParams())
-    return Nursery(root, route.network, ("a", "b"), WeightPool(store, tmp_path))
+    ancestry = Ancestry(lambda _: None, lambda name, route: root)
+    ancestry.add(root)
+    return Nursery(root, route.network, ("a", "b"), WeightPool(store, tmp_path), ancestry, min_depth=0, max_depth=3)
 
 
 def child_of(parent: Candidate, nursery: Nursery, seed: int, *, image_size: int = 24) -> Candidate:
@@ -40,7 +43,7 @@ def test_a_hyperparameter_moves_one_step_and_stays_in_its_list() -> None:
     rng = np.random.default_rng(0)
     hparams = OptimiserHParams()
     for _ in range(200):
-        moved, changes = mutated(hparams, 0.5, rng)
+        moved, changes = mutated(hparams, lambda _: bool(rng.random() < 0.5), rng)
         for name, values in ORDERED_VALUES.items():
             if hasattr(hparams, name):
                 steps = abs(values.index(getattr(moved, name)) - values.index(getattr(hparams, name)))
