@@ -23,6 +23,11 @@ class WeightPool:
         self._store = store
         self._files = LocalFiles(run_folder)
 
+    @property
+    def folder(self) -> Path:
+        """The run's folder, for what can be computed again; gone when the run has ended."""
+        return self._files.folder
+
     def put(self, weights: Weights) -> ComponentId:
         """Take weights in and return their id; those that the store has already are not written again."""
         data = serialize(weights)

@@ -6,7 +6,7 @@ every forward pass from the pixels on, nothing shared.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +20,7 @@ from evolve.hparams import OptimiserHParams
 from evolve.network import as_weights, build_network, weights_of
 from evolve.pool import WeightPool
 from evolve.task import LabelledImages, Task
+from evolve.throughput import Phases
 from models.component import ComponentRecord
 from models.network import NetworkShape
 from models.preprocess import Preprocessing, scale_constants
@@ -41,6 +42,9 @@ class TrainPlan:
     preprocessing: Preprocessing
     device: str
     threads: int
+    activation_bytes: int  # most that a generation's shared activations may take on disk
+    activation_dtype: str  # that they are kept in
+    halving: bool  # whether the worse half is stopped at each validation
 
     @property
     def steps(self) -> int:
@@ -56,6 +60,7 @@ class Trained:
     curve: tuple[float, ...]  # validation accuracy at each validation
     images: int
     seconds: float
+    phases: Phases = Phases()
 
 
 def train_candidate(candidate: Candidate, task: Task, pool: WeightPool, plan: TrainPlan) -> Trained:
@@ -68,8 +73,9 @@ def train_candidate(candidate: Candidate, task: Task, pool: WeightPool, plan: Tr
     torch.set_num_threads(plan.threads)
     network, modules = build_network(candidate.parts, pool, plan.network)
     network.to(plan.device)
-    optimiser = _optimiser(candidate, modules, pool)
-    checkpoints = _validation_steps(plan)
+    own = [(part, module) for part, module in zip(candidate.parts, modules, strict=True) if part.is_own]
+    optimiser = make_optimiser(candidate.hparams, own, pool)
+    checkpoints = validation_steps(plan)
     curve: list[float] = []
     best: list[Part] = []
     pixels = task.train.pixels(candidate.data.image_size)
@@ -77,7 +83,7 @@ def train_candidate(candidate: Candidate, task: Task, pool: WeightPool, plan: Tr
         rng = np.random.default_rng((*plan.seed, step))
         levels = augment(torch.from_numpy(pixels[batch]).to(plan.device), candidate.data, rng)
         labels = torch.from_numpy(task.train.labels[batch]).to(plan.device)
-        _set_learning_rate(optimiser, candidate.hparams, step, plan)
+        set_learning_rate(optimiser, candidate.hparams, step, plan)
         _train_step(network, scaled(levels, plan.preprocessing), labels, optimiser)
         if step in checkpoints:
             curve.append(accuracy(network, task.val, candidate.data.image_size, plan))
@@ -136,7 +142,7 @@ def learning_rate(hparams: OptimiserHParams, step: int, plan: TrainPlan) -> floa
     return hparams.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _set_learning_rate(optimiser: torch.optim.SGD, hparams: OptimiserHParams, step: int, plan: TrainPlan) -> None:
+def set_learning_rate(optimiser: torch.optim.SGD, hparams: OptimiserHParams, step: int, plan: TrainPlan) -> None:
     for group in optimiser.param_groups:
         group["lr"] = learning_rate(hparams, step, plan)
 
@@ -150,10 +156,10 @@ def _train_step(network: ViT, images: Tensor, labels: Tensor, optimiser: torch.o
     optimiser.step()
 
 
-def _optimiser(candidate: Candidate, modules: list[nn.Module], pool: WeightPool) -> torch.optim.SGD:
-    """Return SGD over the candidate's own parts; momentum that came along with a part is put back."""
-    hparams = candidate.hparams
-    own = [(part, module) for part, module in zip(candidate.parts, modules, strict=True) if part.is_own]
+def make_optimiser(
+    hparams: OptimiserHParams, own: Sequence[tuple[Part, nn.Module]], pool: WeightPool
+) -> torch.optim.SGD:
+    """Return SGD over a candidate's own parts; momentum that came along with a part is put back."""
     parameters = [parameter for _, module in own for parameter in module.parameters()]
     optimiser = torch.optim.SGD(
         parameters, lr=hparams.learning_rate, momentum=hparams.momentum, nesterov=hparams.nesterov
@@ -180,5 +186,5 @@ def _stored(candidate: Candidate, modules: list[nn.Module], optimiser: torch.opt
     return parts
 
 
-def _validation_steps(plan: TrainPlan) -> frozenset[int]:
+def validation_steps(plan: TrainPlan) -> frozenset[int]:
     return frozenset(math.ceil(plan.steps * part / plan.validations) for part in range(1, plan.validations + 1))

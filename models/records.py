@@ -1,7 +1,8 @@
 """Records as JSON: routes, releases and the pointer, written one way only and checked when read."""
 
 import json
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -14,7 +15,7 @@ Record = TypeVar("Record")
 
 def encode(record: object) -> bytes:
     """Return the record as JSON with sorted keys: equal records give equal bytes, hence equal digests."""
-    plain = TypeAdapter(type(record)).dump_python(record, mode="json")
+    plain = _adapter(type(record)).dump_python(record, mode="json")
     return json.dumps(plain, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
@@ -39,9 +40,14 @@ def decode(kind: type[Record], data: bytes, name: str) -> Record:
             f"{name} has format_version {version!r}; this version reads {FORMAT_VERSION}: upgrade mu2net"
         )
     try:
-        return TypeAdapter(kind).validate_json(data)
+        return _adapter(kind).validate_json(data)  # type: ignore[no-any-return]  # of type `kind`
     except ValidationError as error:
         raise DamagedObject(f"{name} is damaged: {_first_problem(error)}; restore it from a copy") from error
+
+
+@cache  # making one takes some 10 ms, and a release may have hundreds of routes
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def _first_problem(error: ValidationError) -> str:

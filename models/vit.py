@@ -53,6 +53,16 @@ class Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(query, key, value)
         return self.proj(mixed.transpose(1, 2).reshape(batch, length, dim))  # type: ignore[no-any-return]
 
+    def first_token(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch dim"]:
+        """Return `forward`'s result for the first token alone: every key and value, one query."""
+        batch, length, dim = tokens.shape
+        weight, bias, width = self.qkv.weight, self.qkv.bias, dim // self.num_heads
+        query = F.linear(tokens[:, 0], weight[:dim], bias[:dim]).view(batch, self.num_heads, 1, width)
+        key_value = F.linear(tokens, weight[dim:], bias[dim:]).view(batch, length, 2, self.num_heads, width)
+        key, value = key_value.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, N, D/H) each
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(mixed.reshape(batch, dim))  # type: ignore[no-any-return]
+
 
 class Mlp(nn.Module):
     def __init__(self, embed_dim: int, hidden_dim: int) -> None:
@@ -77,6 +87,11 @@ class Block(nn.Module):
     def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         tokens = tokens + self.attn(self.norm1(tokens))
         return tokens + self.mlp(self.norm2(tokens))  # type: ignore[no-any-return]
+
+    def first_token(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch dim"]:
+        """Return `forward`'s result for the first token alone: in the last block the others lead nowhere."""
+        token = tokens[:, 0] + self.attn.first_token(self.norm1(tokens))
+        return token + self.mlp(self.norm2(token))  # type: ignore[no-any-return]
 
 
 class Adapter(nn.Module):

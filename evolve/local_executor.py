@@ -1,0 +1,192 @@
+"""The local executor: a generation's candidates side by side on this machine, sharing what is frozen.
+
+Worker processes map the shared activations' files. Each candidate trains with the plan's number of
+threads whatever the number of workers, and rows are computed in fixed pieces, so the number of workers
+changes the time and nothing else. Processes rather than threads: on small networks two processes of one
+thread each did over twice the work of one process with two threads.
+"""
+
+import math
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import ParamSpec, TypeVar
+
+from evolve.candidate import Candidate
+from evolve.fast_train import Checkpoint, fill, finished, pieces, train
+from evolve.pool import WeightPool
+from evolve.prefix import Shared, Sharing, plan_sharing
+from evolve.task import Task
+from evolve.throughput import Phases
+from evolve.train import Trained, TrainPlan
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def default_workers(*, threads: int, device: str) -> int:
+    """Return how many candidates to train side by side: one for each set of `threads` cores; one on a GPU."""
+    if device != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // threads)
+
+
+class LocalExecutor:
+    """Trains generations; with one worker in this process, with more in processes of its own.
+
+    A context manager: its end ends the processes, at once if it ends by an error or by Ctrl-C.
+    """
+
+    def __init__(self, workers: int = 1) -> None:
+        self._workers = workers
+        self._processes: ProcessPoolExecutor | None = None
+        self._lifeline: Connection | None = None
+
+    def __enter__(self) -> "LocalExecutor":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._processes and self._lifeline:
+            if error:
+                self._lifeline.close()
+            self._processes.shutdown(cancel_futures=True)
+            self._lifeline.close()
+        self._processes = None
+
+    def __call__(
+        self, candidates: Sequence[Candidate], task: Task, pool: WeightPool, plan: TrainPlan
+    ) -> Iterator[Trained]:
+        """Train candidates of one generation and yield them in the same order."""
+        size = candidates[0].data.image_size
+        for images in (task.train, task.val):
+            images.pixels(size)  # decoded here once, so that no worker does
+        sharing = plan_sharing(candidates, task, plan, pool.folder / "activations")
+        self._make_room(sharing, pool, plan)
+        seconds = sum(self._fill(shared, sharing, task, pool, plan) for shared in sharing.shared)
+        frozen = Phases(frozen=seconds / len(candidates))
+        train_all = self._halved if plan.halving else self._trained
+        for trained in train_all(candidates, sharing, task, pool, plan):
+            yield replace(trained, phases=trained.phases + frozen)
+
+    def _trained(
+        self, candidates: Sequence[Candidate], sharing: Sharing, task: Task, pool: WeightPool, plan: TrainPlan
+    ) -> Iterator[Trained]:
+        if self._workers == 1:
+            for candidate in candidates:
+                yield train_whole(candidate, sharing, task, pool, plan)
+            return
+        # the longest first, so that none is left alone at the end
+        order = sorted(range(len(candidates)), key=lambda place: -_cost(candidates[place]))
+        futures = {place: self._submit(train_whole, candidates[place], sharing, task, pool, plan) for place in order}
+        for place in range(len(candidates)):
+            yield futures[place].result()
+
+    def _halved(
+        self, candidates: Sequence[Candidate], sharing: Sharing, task: Task, pool: WeightPool, plan: TrainPlan
+    ) -> Iterator[Trained]:
+        """Successive halving (Jamieson & Talwalkar 2016): after each validation the better half goes on."""
+        checkpoints: dict[int, Checkpoint] = {}
+        going_on = list(range(len(candidates)))
+        for validations in range(1, plan.validations + 1):
+            futures = {
+                place: self._submit(
+                    train_part, candidates[place], sharing, task, pool, plan, checkpoints.get(place), validations
+                )
+                for place in going_on
+            }
+            checkpoints |= {place: future.result() for place, future in futures.items()}
+            ranked = sorted(going_on, key=lambda place: (-checkpoints[place].quality, place))
+            going_on = sorted(ranked[: math.ceil(len(ranked) / 2)])
+        for place, candidate in enumerate(candidates):
+            yield finished(candidate, checkpoints[place], pool, plan)
+
+    def _fill(self, shared: Shared, sharing: Sharing, task: Task, pool: WeightPool, plan: TrainPlan) -> float:
+        """Compute shared activations unless an earlier generation did; return the workers' seconds."""
+        if shared.activations.is_complete:
+            return 0.0
+        unfinished = shared.activations.begin()
+        todo = pieces(shared, sharing.data, plan)
+        size = math.ceil(len(todo) / self._workers)
+        futures = [
+            self._submit(fill, shared, todo[at : at + size], unfinished, sharing.data, task, pool, plan)
+            for at in range(0, len(todo), size)
+        ]
+        seconds = sum(future.result() for future in futures)
+        shared.activations.finish(unfinished)
+        return seconds
+
+    def _make_room(self, sharing: Sharing, pool: WeightPool, plan: TrainPlan) -> None:
+        """Delete what earlier generations shared and this one does not, the oldest first, down to the limit."""
+        needed = {shared.activations.path: shared.activations.num_bytes for shared in sharing.shared}
+        folder = pool.folder / "activations"
+        old = [path for path in folder.glob("*") if path not in needed] if folder.is_dir() else []
+        room = plan.activation_bytes - sum(needed.values())
+        for path in sorted(old, key=lambda path: path.stat().st_mtime, reverse=True):
+            room -= path.stat().st_size
+            if room < 0:
+                path.unlink()
+
+    def _submit(
+        self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> "Future[Result]":
+        if self._workers == 1:
+            done: Future[Result] = Future()
+            done.set_result(function(*args, **kwargs))
+            return done
+        return self._started().submit(function, *args, **kwargs)
+
+    def _started(self) -> ProcessPoolExecutor:
+        if self._processes is None:
+            methods = multiprocessing.get_all_start_methods()
+            context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+            context.set_forkserver_preload(["evolve.fast_train"])  # torch is imported once for all workers
+            worker_end, self._lifeline = context.Pipe(duplex=False)
+            self._processes = ProcessPoolExecutor(self._workers, context, _live_with, (worker_end,))
+        return self._processes
+
+
+def train_whole(
+    candidate: Candidate, sharing: Sharing, task: Task, pool: WeightPool, plan: TrainPlan
+) -> Trained:
+    """Train a candidate to the end."""
+    checkpoint = train(candidate, sharing, task, pool, plan, validations=plan.validations)
+    return finished(candidate, checkpoint, pool, plan)
+
+
+def train_part(
+    candidate: Candidate,
+    sharing: Sharing,
+    task: Task,
+    pool: WeightPool,
+    plan: TrainPlan,
+    checkpoint: Checkpoint | None,
+    validations: int,
+) -> Checkpoint:
+    """Train a candidate up to a validation."""
+    return train(candidate, sharing, task, pool, plan, checkpoint=checkpoint, validations=validations)
+
+
+def _cost(candidate: Candidate) -> int:
+    """Return how many components a step runs forwards; only their order matters."""
+    first = next(at for at, part in enumerate(candidate.parts) if part.is_own)
+    return len(candidate.parts) - first
+
+
+def _live_with(lifeline: Connection) -> None:
+    """Let this worker end when the other end of `lifeline` is closed, or its process is gone."""
+
+    def wait() -> None:
+        try:
+            lifeline.recv_bytes()
+        except EOFError:
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
