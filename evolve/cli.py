@@ -65,22 +65,36 @@ def evolve(
         int | None, typer.Option(help="Grow from the routes of this release; default: the active one.")
     ] = None,
     skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="Leave damaged images out.")] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Candidates trained side by side; default: the cores / threads of each."),
+    ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="The slow reference: one after another, nothing shared.")
+    ] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Show where the time of training went.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Add a task to the system, or improve one, and publish the outcome as a new release.
 
     An interrupted run is taken up again by the same command.
     """
+    import torch
+
     from evolve.config import load_config
-    from evolve.loop import evolve_task
+    from evolve.local_executor import LocalExecutor, default_workers
+    from evolve.loop import evolve_task, one_after_another
     from evolve.progress import ProgressDisplay
     from evolve.task import load_task
+    from evolve.throughput import profile_table
 
     name = parse_task_name(task)
     opened = Store.open(store)
     resolved = load_config(config, settings or [], preset=preset)
     console = Console(stderr=True)
-    with ProgressDisplay(console) as display:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    workers = workers or default_workers(threads=resolved.threads, device=device)
+    with LocalExecutor(workers) as side_by_side, ProgressDisplay(console) as display:
         loaded = load_task(
             name,
             data,
@@ -101,11 +115,14 @@ def evolve(
                 resolved,
                 private=private,
                 from_release=from_release,
+                execute=one_after_another if plain else side_by_side,
                 report=display.candidate(resolved),
             )
         except KeyboardInterrupt:
             console.print("stopped; the finished generations are kept: the same command goes on from there")
             raise
+    if profile:
+        console.print(profile_table(outcome.throughput))
     quality = outcome.route.quality
     if as_json:
         summary = {

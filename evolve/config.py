@@ -42,11 +42,17 @@ class EvolveConfig:
     compute_penalty: float = 0.99  # and by this to the power of FLOPs / the root's
     selection_margin: float = 0.0  # standard errors by which a cheaper candidate may be worse and still be chosen
     seed: int = 0
-    threads: int = 2  # per candidate in training; part of the configuration because sums depend on it
+    threads: int = 1  # per candidate in training; part of the configuration because sums depend on it
+    activation_mib: int = 4096  # of disk that activations of frozen components may take while a task evolves
+    bf16_activations: bool = False  # keep them in half the bytes, rounded to bfloat16
+    rank_parents: bool = False  # try the seeds in the order of a linear probe's accuracy instead of any
+    probe_head: bool = False  # a new head starts from a linear probe's weights instead of zeros
+    halving: bool = False  # successive halving: at each validation the worse half of a generation is stopped
 
     def __post_init__(self) -> None:
         for name in ("generations", "children_per_generation", "batch_size", "validations", "max_images", "threads"):
             self._require(name, getattr(self, name) >= 1, "a whole number from 1")
+        self._require("activation_mib", self.activation_mib >= 0, "a whole number from 0 (0 = keep none)")
         self._require("epochs", self.epochs > 0, "a number above 0")
         for name in ("size_penalty", "compute_penalty"):
             self._require(name, 0 < getattr(self, name) <= 1, "a number above 0 and up to 1 (1 = off)")

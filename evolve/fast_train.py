@@ -224,7 +224,9 @@ class _Trainable:
     def step(self, loss: Tensor, step: int, plan: TrainPlan) -> None:
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_([weight for _, module in self._own for weight in module.parameters()], MAX_GRADIENT_NORM)
+        nn.utils.clip_grad_norm_(
+            [weight for _, module in self._own for weight in module.parameters()], MAX_GRADIENT_NORM
+        )
         set_learning_rate(self._optimiser, self._hparams, step, plan)
         self._optimiser.step()
 

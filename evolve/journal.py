@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from evolve.candidate import Candidate
 from evolve.config import EvolveConfig
+from evolve.throughput import Phases
 from models.names import RouteId, TaskName
 from models.records import decode, encode
 from models.store import Store
@@ -57,6 +58,8 @@ class CandidateRecord:
     images: int
     seconds: float
     device: str
+    phases: Phases = Phases()
+    wall_seconds: float = 0.0  # since the candidate before it was done: side by side, less than `seconds`
     format_version: int = 1
 
 

@@ -153,9 +153,7 @@ class LocalExecutor:
         return self._processes
 
 
-def train_whole(
-    candidate: Candidate, sharing: Sharing, task: Task, pool: WeightPool, plan: TrainPlan
-) -> Trained:
+def train_whole(candidate: Candidate, sharing: Sharing, task: Task, pool: WeightPool, plan: TrainPlan) -> Trained:
     """Train a candidate to the end."""
     checkpoint = train(candidate, sharing, task, pool, plan, validations=plan.validations)
     return finished(candidate, checkpoint, pool, plan)

@@ -8,17 +8,25 @@ from collections.abc import Callable, Iterator, Sequence
 
 from evolve.candidate import Candidate
 from evolve.config import EvolveConfig
+from evolve.local_executor import LocalExecutor
 from evolve.pool import WeightPool
 from evolve.run import Executor, Outcome, Progress, TaskRun
 from evolve.task import Task
 from evolve.train import Trained, TrainPlan, train_candidate
+from models.errors import InvalidConfig
 from models.store import Store
 
 
 def one_after_another(
     candidates: Sequence[Candidate], task: Task, pool: WeightPool, plan: TrainPlan
 ) -> Iterator[Trained]:
-    """The plain executor: train each candidate from the pixels on, sharing nothing."""
+    """The plain executor: train each candidate from the pixels on, sharing nothing.
+
+    Raises:
+        InvalidConfig: the plan wants successive halving, which this executor cannot do.
+    """
+    if plan.halving:
+        raise InvalidConfig("halving = true needs the fast path, which stops candidates: leave --plain out")
     for candidate in candidates:
         yield train_candidate(candidate, task, pool, plan)
 
@@ -34,7 +42,7 @@ def evolve_task(
     *,
     private: bool = False,
     from_release: int | None = None,
-    execute: Executor = one_after_another,
+    execute: Executor = LocalExecutor(workers=1),
     report: Callable[[Progress], None] = silent,
 ) -> Outcome:
     """Run one task iteration (section 3 of the paper, "task iteration") and publish its winner.

@@ -43,6 +43,13 @@ class Nursery:
         record = ComponentRecord(kind, self.pool.put(weights), num_parameters(weights))
         return Part(record, is_own=True)
 
+    def new_head(self) -> Part:
+        """Return a head that knows nothing yet: zeros."""
+        classes, dim = len(self.labels), self.network.embed_dim
+        return self.new_part(
+            "head", {"weight": np.zeros((classes, dim), np.float32), "bias": np.zeros(classes, np.float32)}
+        )
+
 
 def mutate(parent: Candidate, data: DataHParams, nursery: Nursery, name: str, rng: np.random.Generator) -> Candidate:
     """Return a child of `parent`, untrained.
@@ -173,9 +180,4 @@ def _head(parent: Candidate, nursery: Nursery) -> Part:
     last = parent.parts[-1]
     if last.component.kind == "head" and last.is_own and parent.labels == nursery.labels:
         return last
-    classes = len(nursery.labels)
-    zeros = {
-        "weight": np.zeros((classes, nursery.network.embed_dim), np.float32),
-        "bias": np.zeros(classes, np.float32),
-    }
-    return nursery.new_part("head", zeros)
+    return nursery.new_head()

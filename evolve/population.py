@@ -21,9 +21,13 @@ class Member:
 
 
 class Population:
-    """Kept candidates and seeds. Seeds are the root and other tasks' routes, in the order they are tried."""
+    """Kept candidates and seeds. Seeds are the root and other tasks' routes, in the order they are tried.
 
-    def __init__(self, seeds: Sequence[Candidate]) -> None:
+    Unless they `are_ranked`, best first, a seed that was taken goes to the end.
+    """
+
+    def __init__(self, seeds: Sequence[Candidate], *, are_ranked: bool = False) -> None:
+        self._are_ranked = are_ranked
         self._seeds = list(seeds)
         self._members: list[Member] = []
         self._children: Counter[str] = Counter()
@@ -37,6 +41,11 @@ class Population:
     def ranked(self) -> tuple[Member, ...]:
         """The members from the best score down, the newest first among equals."""
         return tuple(self._ranked())
+
+    @property
+    def seeds(self) -> tuple[Candidate, ...]:
+        """The seeds in the order in which they will be tried."""
+        return tuple(self._seeds)
 
     def sample_parent(self, rng: np.random.Generator) -> Candidate:
         """Choose a parent, best members first, and count one more child for it.
@@ -63,8 +72,9 @@ class Population:
                 return member.candidate
         for seed in list(self._seeds):
             if self._accepts(seed, rng):
-                self._seeds.remove(seed)
-                self._seeds.append(seed)
+                if not self._are_ranked:
+                    self._seeds.remove(seed)
+                    self._seeds.append(seed)
                 return seed
         everyone = [member.candidate for member in ranked] + self._seeds
         return everyone[rng.integers(len(everyone))]

@@ -35,9 +35,9 @@ class ProgressDisplay:
 
         def show(progress: run.Progress) -> None:
             done = progress.generation * config.children_per_generation + progress.place + 1
-            text = (
-                f"generation {progress.generation + 1}/{config.generations}, best accuracy {progress.best_quality:.3f}"
-            )
+            generation = f"generation {progress.generation + 1}/{config.generations}"
+            speed = f"{progress.throughput.images_per_second:.0f} images/s"
+            text = f"{generation}, best accuracy {progress.best_quality:.3f}, {speed}"
             self._bar.update(self._line, description=text, completed=done, total=total)
 
         return show

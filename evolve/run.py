@@ -3,14 +3,15 @@
 import hashlib
 import math
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from evolve.ancestry import Ancestry
-from evolve.candidate import Candidate, seed_candidate
+from evolve.candidate import Candidate, Part, seed_candidate
 from evolve.config import EvolveConfig
 from evolve.depth_probe import probe_depths, shortest_sufficient
 from evolve.hparams import DataHParams, image_sizes, mutated
@@ -19,16 +20,20 @@ from evolve.mutation import Nursery, mutate, resized, shortened
 from evolve.network import build_network
 from evolve.pool import WeightPool
 from evolve.population import Member, Population
+from evolve.probe import Probe, fit_probe
 from evolve.publish import Winner, publish
 from evolve.score import ScoreRule
 from evolve.selection import Finalist, choose, contenders, expected_accuracy
 from evolve.task import Task
+from evolve.throughput import Throughput
 from evolve.train import Trained, TrainPlan, accuracy, logits
 from models.errors import InvalidConfig
-from models.names import RouteId, TaskName
+from models.names import ComponentId, RouteId, TaskName
 from models.release import Release
 from models.route import Route, accounted_parameters, component_usage
 from models.store import Store
+
+RANKED_SEEDS = 12  # most that are probed, some hundred images each: a small part of what one candidate trains on
 
 # Trains a generation's candidates and gives them back in the same order, each as soon as it is done.
 Executor = Callable[[Sequence[Candidate], Task, WeightPool, TrainPlan], Iterator[Trained]]
@@ -43,6 +48,7 @@ class Progress:
     place: int
     best_quality: float
     is_replayed: bool  # read from the journal of an interrupted run instead of trained
+    throughput: Throughput  # so far, without what was replayed
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,8 @@ class Outcome:
     route: Route
     is_new: bool
     trained_images: int
+    probed_images: int  # seen once, by linear probes
+    throughput: Throughput
 
 
 class TaskRun:
@@ -69,6 +77,9 @@ class TaskRun:
         self.pool = WeightPool(store, self._folder)
         self._load_routes(store.release(start.release))
         self._parents: dict[str, CandidateRecord] = {}
+        self._probes: dict[tuple[ComponentId, ...], Probe] = {}
+        self._throughput = Throughput()
+        self._last_done = time.perf_counter()
 
     @classmethod
     def begin(
@@ -115,7 +126,7 @@ class TaskRun:
 
         Seeds are the root and the routes of other tasks that are not private. Tried before these: the root cut
         to where a probe is good enough, if asked for, and a present route for other labels, which can be no
-        rival but is the nearest relative.
+        rival but is the nearest relative. If the configuration says so, linear probes rank them.
         """
         seeds = [self._root, *self._others]
         seeds = [seeds[at] for at in self._rng("seeds").permutation(len(seeds))]
@@ -123,7 +134,9 @@ class TaskRun:
             seeds.insert(0, self._jumped())
         if self._own and self._own.labels != self.task.labels:
             seeds.insert(0, self._own)
-        population = Population(seeds)
+        if self.config.rank_parents:
+            seeds = self._ranked(seeds)
+        population = Population(seeds, are_ranked=self.config.rank_parents)
         if self._own and self._own.labels == self.task.labels:
             population.consider(self._judged(self._own))
         return population
@@ -135,7 +148,7 @@ class TaskRun:
         if best is None:
             return self.config.first_data(self._first_image_size(sizes))
         rng = self._rng("data", generation)
-        data, _ = mutated(best.candidate.data, self._nursery.draws(best.candidate, rng).happens, rng, sizes=sizes)
+        data, _ = mutated(best.candidate.data, self.nursery.draws(best.candidate, rng).happens, rng, sizes=sizes)
         return data
 
     def sample_children(self, population: Population, data: DataHParams, generation: int) -> list[Candidate]:
@@ -145,7 +158,8 @@ class TaskRun:
             rng = self._rng("child", generation, place)
             parent = population.sample_parent(rng)
             name = f"{self.task.name}/{self.start.iteration}/{generation}/{place}"
-            children.append(mutate(parent, data, self._nursery, name, rng))
+            child = mutate(parent, data, self.nursery, name, rng)
+            children.append(self._with_probed_head(child) if self.config.probe_head else child)
         return children
 
     def train(
@@ -153,14 +167,19 @@ class TaskRun:
     ) -> list[Member]:
         """Train a generation and journal it; what the journal has already is not trained again."""
         found = self._journal.generation(generation)
-        trained = execute(children, self.task, self.pool, self._plan(generation))
+        trained = execute(children, self.task, self.pool, self.plan(generation))
         records: list[CandidateRecord] = []
+        self._last_done = time.perf_counter()
         for place, record in enumerate(found if found is not None else map(self._record, trained)):
             records.append(record)
             self._parents[record.candidate.name] = record
             self._ancestry.add(record.candidate)
             best = max(known.quality for known in self._parents.values())
-            report(Progress(record, generation, place, best, is_replayed=found is not None))
+            if found is None:
+                self._throughput = self._throughput.after(
+                    images=record.images, wall_seconds=record.wall_seconds, phases=record.phases
+                )
+            report(Progress(record, generation, place, best, found is not None, self._throughput))
         if found is None:
             self._journal.write_generation(generation, records)
         return [Member(record.candidate, record.quality, record.score) for record in records]
@@ -201,7 +220,7 @@ class TaskRun:
         self._own = seed_candidate(self._seed_name(self.task.name, release), own, locked, first) if own else None
         if self._own and own:
             self._ancestry.add_seed(self._own, own)
-        self._nursery = self._made_nursery(self._root)
+        self.nursery = self._made_nursery(self._root)
         self._root = self._started(self._root)
         self._ancestry.add(self._root)
         body = [component for component in self._root_route.components if component.kind != "head"]
@@ -251,13 +270,42 @@ class TaskRun:
     def _jumped(self) -> Candidate:
         """Return the root, cut where a linear probe says that a shorter route would do."""
         size = self._first_image_size(self._image_sizes())
-        placed = resized(self._nursery.root, self.config.first_data(size), self._nursery)
-        curve = probe_depths(placed, self.task, self.pool, self._plan(0))
-        depth = min(max(shortest_sufficient(curve, len(self.task.val)), self.config.min_depth), self._nursery.max_depth)
-        jumped = shortened(self._nursery.root, depth, f"root to block {depth}")
+        placed = resized(self.nursery.root, self.config.first_data(size), self.nursery)
+        curve = probe_depths(placed, self.task, self.pool, self.plan(0))
+        depth = min(max(shortest_sufficient(curve, len(self.task.val)), self.config.min_depth), self.nursery.max_depth)
+        jumped = shortened(self.nursery.root, depth, f"root to block {depth}")
         self._seed_routes[jumped.name] = self._seed_routes["root"]
         self._ancestry.add(jumped)
         return jumped
+
+    def _ranked(self, seeds: Sequence[Candidate]) -> list[Candidate]:
+        """Return the root and the first of the other seeds by a probe's accuracy, the best first, then the rest.
+
+        So the cost of ranking stays the same however many tasks there are.
+        """
+        probed = sorted(seeds, key=lambda seed: seed is not self._root)[:RANKED_SEEDS]
+        data = self.config.first_data(self._first_image_size(self._image_sizes()))
+        accuracy: dict[str, float] = {}
+        for seed in probed:
+            body = [part for part in resized(seed, data, self.nursery).parts if part.component.kind != "head"]
+            accuracy[seed.name] = self._probe(body, data).accuracy
+        rest = [seed for seed in seeds if seed.name not in accuracy]
+        return [*sorted(probed, key=lambda seed: -accuracy[seed.name]), *rest]
+
+    def _with_probed_head(self, child: Candidate) -> Candidate:
+        """Return the child with a linear probe's weights in place of a head of zeros."""
+        *body, head = child.parts
+        if head.component.id != self.nursery.new_head().component.id:
+            return child
+        probe = self._probe(body, child.data)
+        return replace(child, parts=(*body, self.nursery.new_part("head", probe.head)))
+
+    def _probe(self, body: Sequence[Part], data: DataHParams) -> Probe:
+        key = tuple(part.component.id for part in body)  # the position embedding tells the image size
+        if key not in self._probes:
+            rng = self._rng("probe")
+            self._probes[key] = fit_probe(body, data.image_size, self.task, self.pool, self.plan(0), rng)
+        return self._probes[key]
 
     def _image_sizes(self) -> tuple[int, ...]:
         network = self._root_route.network
@@ -269,7 +317,7 @@ class TaskRun:
             raise InvalidConfig(f"image_size = {size}: this root takes one of {', '.join(map(str, sizes))}")
         return size
 
-    def _plan(self, generation: int) -> TrainPlan:
+    def plan(self, generation: int) -> TrainPlan:
         count = len(self.task.train)
         return TrainPlan(
             images=min(math.ceil(self.config.epochs * count), self.config.max_images),
@@ -280,11 +328,14 @@ class TaskRun:
             preprocessing=self._root_route.preprocessing,
             device=self.start.device,
             threads=self.config.threads,
+            activation_bytes=self.config.activation_mib * 2**20,
+            activation_dtype="bfloat16" if self.config.bf16_activations else "float32",
+            halving=self.config.halving,
         )
 
     def _judged(self, candidate: Candidate) -> Member:
         network, _ = build_network(candidate.parts, self.pool, self._root_route.network)
-        plan = self._plan(0)
+        plan = self.plan(0)
         quality = accuracy(network.to(plan.device), self.task.val, candidate.data.image_size, plan)
         return Member(candidate, quality, self._score(candidate, quality))
 
@@ -297,7 +348,7 @@ class TaskRun:
         return chosen.member, expected_accuracy(finalists, chosen, margin, self._rng("selection"))
 
     def _finalist(self, member: Member) -> Finalist:
-        candidate, plan = member.candidate, self._plan(0)
+        candidate, plan = member.candidate, self.plan(0)
         network, _ = build_network(candidate.parts, self.pool, self._root_route.network)
         predicted = logits(network.to(plan.device), self.task.val.pixels(candidate.data.image_size), plan)
         size = accounted_parameters(candidate.components, self._usage) / self._rule.root_parameters
@@ -310,6 +361,8 @@ class TaskRun:
 
     def _record(self, trained: Trained) -> CandidateRecord:
         candidate = trained.candidate
+        wall_seconds = time.perf_counter() - self._last_done
+        self._last_done += wall_seconds
         return CandidateRecord(
             candidate=candidate,
             quality=trained.quality,
@@ -320,6 +373,8 @@ class TaskRun:
             images=trained.images,
             seconds=trained.seconds,
             device=self.start.device,
+            phases=trained.phases,
+            wall_seconds=wall_seconds,
         )
 
     def _publish(self, best: Member, expected: float, images: int) -> Release:
@@ -337,7 +392,7 @@ class TaskRun:
             config=self.config.settings(),
             expected_accuracy=expected,
         )
-        return publish(winner, self.task, self._store, self.pool, self._plan(0))
+        return publish(winner, self.task, self._store, self.pool, self.plan(0))
 
     def _lineage(self, candidate: Candidate) -> tuple[str, tuple[str, ...]]:
         """Return the seed that the candidate descends from, and all mutations since then."""
@@ -350,7 +405,8 @@ class TaskRun:
 
     def _outcome(self, release: Release, route_id: RouteId, *, is_new: bool, images: int) -> Outcome:
         route = self._store.route(route_id, needed_by=f"task {self.task.name!r}")
-        return Outcome(release, route_id, route, is_new, images)
+        probed = sum(probe.images for probe in self._probes.values())
+        return Outcome(release, route_id, route, is_new, images, probed, self._throughput)
 
     def _seed(self, purpose: str, *numbers: int) -> tuple[int, ...]:
         """Return what every draw derives from: seed, task, iteration, purpose, and where in the iteration."""

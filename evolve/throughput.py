@@ -1,7 +1,7 @@
 """Where the time of training goes: seconds by phase, for one candidate and for many."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
@@ -24,7 +24,7 @@ class Phases:
 
     @property
     def total(self) -> float:
-        return sum(getattr(self, field.name) for field in fields(Phases))
+        return sum(seconds for _, seconds in shares(self))
 
 
 class Stopwatch:
@@ -84,6 +84,6 @@ def profile_table(throughput: Throughput) -> Table:
     return table
 
 
-def shares(phases: Phases) -> Iterable[tuple[str, float]]:
+def shares(phases: Phases) -> list[tuple[str, float]]:
     """Return each phase's name and seconds, in the order of a training."""
     return [(field.name, getattr(phases, field.name)) for field in fields(Phases)]

@@ -1,6 +1,7 @@
 """Records as JSON: routes, releases and the pointer, written one way only and checked when read."""
 
 import json
+from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
 
@@ -11,6 +12,9 @@ from models.errors import DamagedObject, UnsupportedFormat
 FORMAT_VERSION = 1  # of every record in a store; tests/golden keeps a store of each
 
 Record = TypeVar("Record")
+
+# kept by type: making one takes some 10 ms, and a release may have hundreds of routes
+_adapter: Callable[[type], Any] = cache(TypeAdapter)
 
 
 def encode(record: object) -> bytes:
@@ -43,11 +47,6 @@ def decode(kind: type[Record], data: bytes, name: str) -> Record:
         return _adapter(kind).validate_json(data)  # type: ignore[no-any-return]  # of type `kind`
     except ValidationError as error:
         raise DamagedObject(f"{name} is damaged: {_first_problem(error)}; restore it from a copy") from error
-
-
-@cache  # making one takes some 10 ms, and a release may have hundreds of routes
-def _adapter(kind: type) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -11,6 +11,7 @@ import pytest
 
 from evolve.candidate import Candidate
 from evolve.journal import Journal, iterations
+from evolve.local_executor import LocalExecutor
 from evolve.loop import evolve_task, one_after_another
 from evolve.onnx_route import OnnxRoute
 from evolve.pool import WeightPool
@@ -71,7 +72,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path: Path, toy_t
     def killed_after(
         candidates: Sequence[Candidate], task: Task, pool: WeightPool, plan: TrainPlan
     ) -> Iterator[Trained]:
-        for candidate in one_after_another(candidates, task, pool, plan):
+        for candidate in LocalExecutor()(candidates, task, pool, plan):
             if next(trained) == survived:
                 raise Killed
             yield candidate

@@ -1,0 +1,223 @@
+"""The fast path computes what the plain path computes, whatever the candidates own and however many workers train."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from evolve.activations import CHUNK, Activations
+from evolve.candidate import Candidate
+from evolve.config import EvolveConfig
+from evolve.fast_train import finished, train
+from evolve.hparams import DataHParams, OptimiserHParams
+from evolve.journal import Journal
+from evolve.local_executor import LocalExecutor
+from evolve.loop import evolve_task, one_after_another
+from evolve.mutation import new_adapter, resized
+from evolve.pool import WeightPool
+from evolve.prefix import frozen_prefix, plan_sharing
+from evolve.publish import create_store
+from evolve.run import Outcome, TaskRun
+from evolve.task import Task
+from evolve.train import Trained
+from models.errors import InvalidConfig
+from models.root import load_root
+from models.store import Store
+from models.vit import Block
+from tests.conftest import TINY_CONFIG
+
+ROOT = "random:embed_dim=16,depth=4,num_heads=2,patch_size=8,image_size=16"
+AUGMENTED = {"crop_area_min": 0.5, "flip": True, "brightness": 0.1}
+CONFIG = replace(TINY_CONFIG, epochs=3, validations=3)
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[LocalExecutor]:
+    with LocalExecutor(workers=2) as execute:
+        yield execute
+
+
+@pytest.fixture
+def run(tmp_path: Path, toy_task: Task) -> TaskRun:
+    store = create_store(tmp_path / "store", load_root(ROOT))
+    return TaskRun.begin(toy_task, store, CONFIG, private=False)
+
+
+def candidate_with(run: TaskRun, own: str, data: DataHParams, name: str) -> Candidate:
+    """Return a child of the root that owns the named parts, final norm and head; `adapter` puts one before block 2."""
+    nursery = run.nursery
+    root = [part for part in resized(nursery.root, data, nursery).parts if part.component.kind != "head"]
+    parts = [*root, nursery.new_head()]
+    if own == "adapter":
+        weights = new_adapter(nursery.network.embed_dim, 8, np.random.default_rng(0))
+        parts.insert(4, nursery.new_part("adapter", {name: values + 0.01 for name, values in weights.items()}))
+    if own == "no blocks":
+        parts = [*parts[:2], *parts[-2:]]
+    places = {"patch_embed": [0], "pos_embed": [1], "block 1": [3], "blocks 0 and 3": [2, 5]}.get(own, [])
+    parts = [
+        replace(part, is_own=part.is_own or at in places or part.component.kind == "norm")
+        for at, part in enumerate(parts)
+    ]
+    hparams = OptimiserHParams(learning_rate=0.05)
+    return Candidate(name, "root", tuple(parts), nursery.labels, hparams, data)
+
+
+OWN = ["nothing", "no blocks", "patch_embed", "pos_embed", "block 1", "blocks 0 and 3", "adapter"]
+
+
+def generation(run: TaskRun, data: DataHParams) -> list[Candidate]:
+    return [candidate_with(run, own, data, f"shapes_c/1/0/{at}") for at, own in enumerate(OWN)]
+
+
+def assert_same(fast: list[Trained], plain: list[Trained], pool: WeightPool) -> None:
+    assert [trained.candidate.name for trained in fast] == [trained.candidate.name for trained in plain]
+    for mine, other in zip(fast, plain, strict=True):
+        assert mine.curve == pytest.approx(other.curve, abs=1e-5)
+        assert mine.images == other.images
+        for part, expected in zip(mine.candidate.parts, other.candidate.parts, strict=True):
+            assert part.is_own == expected.is_own
+            if not part.is_own:
+                assert part.component == expected.component
+                continue
+            assert part.momentum
+            assert expected.momentum
+            for ids in ((part.component.id, expected.component.id), (part.momentum, expected.momentum)):
+                weights, wanted = (pool.get(component) for component in ids)
+                for name, values in weights.items():
+                    np.testing.assert_allclose(values, wanted[name], atol=1e-5)
+
+
+@pytest.mark.parametrize("data", [{}, AUGMENTED], ids=["plain data", "augmented data"])
+@pytest.mark.parametrize("activation_mib", [0, 64], ids=["nothing kept", "kept"])
+def test_every_candidate_trains_as_on_the_plain_path(
+    run: TaskRun, data: dict[str, float], activation_mib: int, workers: LocalExecutor
+) -> None:
+    candidates = generation(run, DataHParams(16, **data))  # type: ignore[arg-type]
+    plan = replace(run.plan(0), activation_bytes=activation_mib * 2**20)
+    plain = list(one_after_another(candidates, run.task, run.pool, plan))
+    here = list(LocalExecutor()(candidates, run.task, run.pool, plan))
+    assert_same(here, plain, run.pool)
+    side_by_side = list(workers(candidates, run.task, run.pool, plan))
+    for mine, other in zip(side_by_side, here, strict=True):
+        assert mine.candidate == other.candidate  # bit by bit: ids are digests of the weights
+        assert mine.curve == other.curve
+
+
+def evolved(folder: Path, task: Task, config: EvolveConfig, **how: object) -> Outcome:
+    return evolve_task(task, create_store(folder, load_root(ROOT)), config, **how)  # type: ignore[arg-type]
+
+
+def test_an_evolution_ends_as_on_the_plain_path(tmp_path: Path, toy_task: Task, workers: LocalExecutor) -> None:
+    config = replace(CONFIG, generations=3, children_per_generation=3, mutation_rate=0.3)
+    plain = evolved(tmp_path / "plain", toy_task, config, execute=one_after_another)
+    fast = evolved(tmp_path / "fast", toy_task, config)
+    assert fast.route.lineage.candidate == plain.route.lineage.candidate
+    assert fast.route.quality
+    assert plain.route.quality
+    assert fast.route.quality.score == pytest.approx(plain.route.quality.score, abs=1e-5)
+    assert evolved(tmp_path / "many", toy_task, config, execute=workers).route_id == fast.route_id
+
+
+@pytest.mark.parametrize("data", [{}, AUGMENTED], ids=["plain data", "augmented data"])
+def test_a_training_taken_up_again_ends_bit_by_bit_the_same(run: TaskRun, data: dict[str, float]) -> None:
+    candidate = candidate_with(run, "block 1", DataHParams(16, **data), "shapes_c/1/0/0")  # type: ignore[arg-type]
+    plan = run.plan(0)
+    sharing = plan_sharing([candidate], run.task, replace(plan, activation_bytes=0), run.pool.folder)
+    whole = train(candidate, sharing, run.task, run.pool, plan, validations=3)
+    part = train(candidate, sharing, run.task, run.pool, plan, validations=1)
+    assert part.step < whole.step
+    rest = train(candidate, sharing, run.task, run.pool, plan, checkpoint=part, validations=3)
+    assert rest.curve == whole.curve
+    ends = [finished(candidate, checkpoint, run.pool, plan).candidate for checkpoint in (whole, rest)]
+    assert ends[0] == ends[1]
+
+
+def test_halving_stops_the_worse_half_at_each_validation(run: TaskRun, workers: LocalExecutor) -> None:
+    candidates = generation(run, DataHParams(16))[:4]
+    plan = replace(run.plan(0), halving=True)
+    trained = list(LocalExecutor()(candidates, run.task, run.pool, plan))
+    assert sorted(len(one.curve) for one in trained) == [1, 1, 2, 3]
+    assert sorted(one.images for one in trained)[0] < plan.images / 2
+    first = [one.curve[0] for one in trained]
+    assert min(one.curve[0] for one in trained if len(one.curve) > 1) >= sorted(first)[2]
+    assert [one.candidate for one in workers(candidates, run.task, run.pool, plan)] == [
+        one.candidate for one in trained
+    ]
+    with pytest.raises(InvalidConfig, match="leave --plain out"):
+        list(one_after_another(candidates, run.task, run.pool, plan))
+
+
+def test_a_prefix_is_shared_as_far_as_it_reaches(run: TaskRun) -> None:
+    candidates = generation(run, DataHParams(16))
+    depths = {own: len(frozen_prefix(one).parts) for own, one in zip(OWN, candidates, strict=True)}
+    assert depths == {
+        "nothing": 6, "no blocks": 2, "patch_embed": 0, "pos_embed": 0, "block 1": 3, "blocks 0 and 3": 2, "adapter": 4,
+    }  # fmt: skip
+    sharing = plan_sharing(candidates, run.task, run.plan(0), run.pool.folder)
+    train_sets = [shared for shared in sharing.shared if shared.images == "train"]
+    assert [len(shared.prefix.parts) for shared in train_sets] == [2, 3, 2, 4, 6]
+    sources = [shared.source and len(shared.source.prefix.parts) for shared in train_sets]
+    assert sources == [None, 2, 2, 3, 4]
+    assert train_sets[-1].activations.row_shape == (16,)  # behind the last block only the class token counts
+    assert not plan_sharing(candidates, run.task, replace(run.plan(0), activation_bytes=0), run.pool.folder).shared
+
+
+def test_later_generations_find_what_is_kept_and_the_limit_holds(run: TaskRun) -> None:
+    candidates = generation(run, DataHParams(16))
+    plan = run.plan(0)
+    execute = LocalExecutor()
+    list(execute(candidates, run.task, run.pool, plan))
+    folder = run.pool.folder / "activations"
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    list(execute(candidates[-1:], run.task, run.pool, plan))
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    needed = sum(
+        shared.activations.num_bytes for shared in plan_sharing(candidates[-1:], run.task, plan, folder).shared
+    )
+    list(execute(candidates[-1:], run.task, run.pool, replace(plan, activation_bytes=needed)))
+    assert sum(path.stat().st_size for path in folder.iterdir()) == needed
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_activations_are_read_as_they_were_written(tmp_path: Path, dtype: str) -> None:
+    values = torch.randn(CHUNK + 3, 5, 16)
+    kept = Activations(tmp_path / "kept", len(values), (5, 16), dtype)
+    assert not kept.is_complete
+    unfinished = kept.begin()
+    kept.write(unfinished, 0, values[:CHUNK])
+    kept.write(unfinished, CHUNK, values[CHUNK:])
+    kept.finish(unfinished)
+    expected = values if dtype == "float32" else values.bfloat16().float()
+    assert torch.equal(kept.read(slice(None)), expected)
+    assert torch.equal(kept.read(np.array([5, 1])), expected[[5, 1]])
+    assert kept.path.stat().st_size == kept.num_bytes
+
+
+def test_bf16_activations_train_almost_as_well(tmp_path: Path, toy_task: Task) -> None:
+    config = replace(CONFIG, bf16_activations=True, epochs=6)
+    quality = evolved(tmp_path / "bf16", toy_task, config).route.quality
+    wanted = evolved(tmp_path / "float32", toy_task, replace(config, bf16_activations=False)).route.quality
+    assert quality
+    assert wanted
+    assert quality.validation_accuracy == pytest.approx(wanted.validation_accuracy, abs=0.2)
+
+
+def test_the_last_block_may_be_run_for_the_class_token_alone() -> None:
+    block, tokens = Block(16, 2, 32), torch.randn(3, 5, 16)
+    torch.testing.assert_close(block.first_token(tokens), block(tokens)[:, 0])
+
+
+def test_the_journal_tells_where_time_went(tmp_path: Path, toy_task: Task) -> None:
+    outcome = evolved(tmp_path / "store", toy_task, TINY_CONFIG)
+    records = Journal(Store.open(tmp_path / "store"), toy_task.name, 1).generation(0)
+    assert records
+    for record in records:
+        phases = record.phases
+        assert 0 < phases.forward < record.seconds
+        assert min(phases.frozen, phases.data, phases.backward, phases.validation, phases.saving) > 0
+        assert phases.total - phases.frozen == pytest.approx(record.seconds, rel=0.5)
+    assert outcome.throughput.images == outcome.trained_images
+    assert outcome.throughput.wall_seconds == pytest.approx(sum(record.wall_seconds for record in records))
