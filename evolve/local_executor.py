@@ -28,6 +28,9 @@ from evolve.train import Trained, TrainPlan
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
+# A generation below this trains in this process: some ten seconds of a core, as long as processes take to start.
+PROCESS_FLOPS = 5e11
+
 
 def default_workers(*, threads: int, device: str) -> int:
     """Return how many candidates to train side by side: one for each set of `threads` cores; one on a GPU."""
@@ -40,11 +43,14 @@ def default_workers(*, threads: int, device: str) -> int:
 class LocalExecutor:
     """Trains generations; with one worker in this process, with more in processes of its own.
 
-    A context manager: its end ends the processes, at once if it ends by an error or by Ctrl-C.
+    A generation that costs less than `process_flops` trains in this process in any case, unless they run
+    already. A context manager: its end ends the processes, at once if it ends by an error or by Ctrl-C.
     """
 
-    def __init__(self, workers: int = 1) -> None:
-        self._workers = workers
+    def __init__(self, workers: int = 1, *, process_flops: float = PROCESS_FLOPS) -> None:
+        self._most_workers = workers
+        self._workers = 1  # that train the present generation
+        self._process_flops = process_flops
         self._processes: ProcessPoolExecutor | None = None
         self._lifeline: Connection | None = None
 
@@ -68,6 +74,8 @@ class LocalExecutor:
         size = candidates[0].data.image_size
         for images in (task.train, task.val):
             images.pixels(size)  # decoded here once, so that no worker does
+        is_large = sum(candidate.flops(plan.network) for candidate in candidates) * plan.images >= self._process_flops
+        self._workers = self._most_workers if is_large or self._processes else 1
         sharing = plan_sharing(candidates, task, plan, pool.folder / "activations")
         self._make_room(sharing, pool, plan)
         seconds = sum(self._fill(shared, sharing, task, pool, plan) for shared in sharing.shared)

@@ -36,7 +36,7 @@ CONFIG = replace(TINY_CONFIG, epochs=3, validations=3)
 
 @pytest.fixture(scope="module")
 def workers() -> Iterator[LocalExecutor]:
-    with LocalExecutor(workers=2) as execute:
+    with LocalExecutor(workers=2, process_flops=0) as execute:
         yield execute
 
 

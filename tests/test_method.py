@@ -29,7 +29,7 @@ from tests.conftest import COLOURS, TINY_CONFIG, draw_image_folder, load_toy_tas
 @pytest.fixture
 def nursery(opened_store: Store, toy_task: Task) -> Nursery:
     run = TaskRun.begin(toy_task, opened_store, TINY_CONFIG, private=False)
-    return run._nursery
+    return run.nursery
 
 
 def child_of(parent: Candidate, nursery: Nursery, *, image_size: int, name: str, seed: int = 0) -> Candidate:

@@ -1,0 +1,60 @@
+"""Evolution at speed: `uv run python -m benchmarks.evolve`, some 25 minutes on 2 cores.
+
+A run that was stopped is taken up again. Needs the data folder that TEST_SHARED_DATA names, or ../shared.
+`--minutes` stops early, `--afresh` forgets what was measured before.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks import results
+from benchmarks.evolve import clones, scale, search
+
+NAME = "evolve"
+Part = Callable[[Path], Iterator[tuple[str, Callable[[], Any]]]]
+PARTS: tuple[Part, ...] = (clones.measurements, search.measurements, scale.measurements)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--afresh", action="store_true")
+    arguments = parser.parse_args()
+    until = time.monotonic() + 60 * arguments.minutes
+    raw: dict[str, Any] = {} if arguments.afresh else results.read_raw(NAME)
+
+    def measured(key: str, measure: Callable[[], Any]) -> bool:
+        """Measure what is missing, write it down, and say whether there is time for more."""
+        if key not in raw:
+            raw[key] = measure()
+            results.write(NAME, command="uv run python -m benchmarks.evolve", seeds=[0, 1, 2], raw=raw, bars=bars(raw))
+            print(key, raw[key], flush=True)
+        is_time_left: bool = time.monotonic() < until
+        return is_time_left
+
+    with tempfile.TemporaryDirectory() as folder:
+        for part in PARTS:
+            if not all(measured(key, measure) for key, measure in part(Path(folder))):
+                break
+    for bar in bars(raw):
+        print(bar)
+
+
+def bars(raw: dict[str, Any]) -> list[results.Bar]:
+    float32, bf16 = clones.ratios(raw)
+    return [
+        results.at_least("evolve-1", float32, 1.5),
+        results.at_least("evolve-2", bf16, 2.0),
+        results.at_most("evolve-3", search.images_ratio(raw), 0.5),
+        results.at_most("evolve-4", scale.time_ratio(raw), 1.1),
+        results.at_most("evolve-5", search.bytes_ratio(raw), 1.1),
+        results.at_least("evolve-6", None, 2.0),
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""evolve-3 and evolve-5: images seen until the plain search's final score is reached, and bytes a task adds.
+
+After a stream of other tasks, each of six is evolved from the same store: as the reference does it, then with
+ranked parents, heads that start from a probe, and successive halving; then with each of these alone.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.evolve.data import real_store, real_task
+from evolve.config import EvolveConfig
+from evolve.journal import CandidateRecord, Journal
+from evolve.local_executor import LocalExecutor, default_workers
+from evolve.loop import evolve_task
+from evolve.run import Outcome
+from models.names import TaskName
+from models.route import component_usage
+from models.store import Store
+
+STREAM = ("kannada_mnist", "flowers5", "pacs_cartoon")
+TASKS = ("devanagari", "sign_digits", "gtsrb", "pneumonia_mnist", "magnetic_tile", "bangla")
+CONFIG = EvolveConfig(generations=3, children_per_generation=4, epochs=2, image_size=32, learning_rate=0.02)
+STREAM_CONFIG = replace(CONFIG, generations=1)
+IMAGES, VAL_IMAGES = 600, 300
+WAYS = {
+    "plain": CONFIG,
+    "all": replace(CONFIG, rank_parents=True, probe_head=True, halving=True),
+    "rank_parents": replace(CONFIG, rank_parents=True),
+    "probe_head": replace(CONFIG, probe_head=True),
+    "halving": replace(CONFIG, halving=True),
+}
+
+
+def measurements(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Yield what is to be measured, each with its name: first what the bars need, then the ablation."""
+    made: list[Path] = []
+
+    def measure(task: str, way: str) -> Callable[[], Any]:
+        def searched() -> Any:
+            if not made:
+                made.append(_stream(folder / "stream", execute))
+            copy = folder / f"{task} {way}"
+            shutil.copytree(made[0], copy)
+            found = _searched(Store.open(copy), task, WAYS[way], execute)
+            shutil.rmtree(copy)
+            return found
+
+        return searched
+
+    with LocalExecutor(default_workers(threads=1, device="cpu")) as execute:
+        for ways in (("plain", "all"), ("rank_parents", "probe_head", "halving")):
+            for task in TASKS:
+                for way in ways:
+                    yield _key(task, way), measure(task, way)
+
+
+def images_ratio(raw: dict[str, Any]) -> float | None:
+    """Return images until the plain search's final score, with all options / without; None until all are there."""
+    ratios = task_ratios(raw, "all")
+    return sum(ratios.values()) / len(TASKS) if len(ratios) == len(TASKS) else None
+
+
+def task_ratios(raw: dict[str, Any], way: str) -> dict[str, float]:
+    """Return the ratio for each task that was measured.
+
+    A search that never reached the score counts with all its images, or as 1 if these are fewer than the
+    plain search's.
+    """
+    ratios = {}
+    for task in TASKS:
+        plain, other = raw.get(_key(task, "plain")), raw.get(_key(task, way))
+        if plain and other:
+            target = plain["best_score_after"][-1][1]
+            needed = next(images for images, score in plain["best_score_after"] if score >= target)
+            seen = [images for images, score in other["best_score_after"] if score >= target]
+            ratios[task] = seen[0] / needed if seen else max(1.0, other["best_score_after"][-1][0] / needed)
+    return ratios
+
+
+def bytes_ratio(raw: dict[str, Any]) -> float | None:
+    """Return the bytes that all measured tasks added to their stores over those of their own components."""
+    found = [raw[key] for task in TASKS for way in WAYS if (key := _key(task, way)) in raw]
+    return sum(one["bytes_added"] for one in found) / sum(one["own_bytes"] for one in found) if found else None
+
+
+def _key(task: str, way: str) -> str:
+    return f"search {task} {way}"
+
+
+def _stream(folder: Path, execute: LocalExecutor) -> Path:
+    store = real_store(folder)
+    for name in STREAM:
+        evolve_task(real_task(name, train=IMAGES, val=VAL_IMAGES), store, STREAM_CONFIG, execute=execute)
+    return folder
+
+
+def _searched(store: Store, name: str, config: EvolveConfig, execute: LocalExecutor) -> dict[str, Any]:
+    task = real_task(name, train=IMAGES, val=VAL_IMAGES)
+    before = _kept_bytes(store)
+    outcome = evolve_task(task, store, config, execute=execute)
+    generations = [Journal(store, TaskName(name), 1).generation(number) for number in range(config.generations)]
+    throughput = outcome.throughput
+    return {
+        "best_score_after": _progress([records or [] for records in generations], outcome, config),
+        "bytes_added": _kept_bytes(store) - before,
+        "own_bytes": _own_bytes(store, outcome),
+        "candidates_per_minute": round(throughput.candidates_per_minute, 2),
+        "images_per_second": round(throughput.images_per_second, 1),
+    }
+
+
+def _progress(
+    generations: list[list[CandidateRecord]], outcome: Outcome, config: EvolveConfig
+) -> list[tuple[int, float]]:
+    """Return the best score after so many images, probes' included.
+
+    Candidates that are halved train in turns, so there a generation counts as a whole.
+    """
+    seen, best = outcome.probed_images, 0.0
+    points = []
+    for records in generations:
+        for at, record in enumerate(records):
+            seen, best = seen + record.images, max(best, record.score)
+            if not config.halving or at == len(records) - 1:
+                points.append((seen, best))
+    return points
+
+
+def _kept_bytes(store: Store) -> int:
+    """Return the size of all that stays: objects, releases and the journal, but no caches."""
+    files = [path for part in ("objects", "releases", "journal") for path in (store.folder / part).rglob("*")]
+    return sum(path.stat().st_size for path in files if path.is_file())
+
+
+def _own_bytes(store: Store, outcome: Outcome) -> int:
+    others = [route for task, route in store.routes(outcome.release).items() if task != outcome.route.task]
+    shared = component_usage([*others, store.root()])
+    own = [component for component in outcome.route.components if component.id not in shared]
+    return sum((store.folder / "objects" / f"{component.id}.safetensors").stat().st_size for component in own)
