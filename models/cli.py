@@ -46,5 +46,13 @@ def main() -> None:
     try:
         build_app()()
     except Mu2NetError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(1)
+        _end(str(error), code=1)
+    except OSError as error:  # no permission, a full disk: the system's own words say it best
+        _end(f"the system refused: {error}; check the path, its permissions and the free space", code=1)
+    except KeyboardInterrupt:  # before a command runs; afterwards typer ends with 130 itself
+        _end("stopped", code=130)
+
+
+def _end(message: str, *, code: int) -> None:
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    sys.exit(code)

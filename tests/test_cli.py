@@ -128,3 +128,18 @@ def test_unusable_data(cli: Cli, tmp_path: Path, tiny_store: Path) -> None:
 def test_wrong_usage_is_exit_code_2(cli: Cli, tiny_store: Path) -> None:
     assert "Missing option '--data'" in cli.fail("evolve", tiny_store, "toys", code=2)
     assert "No such command 'evolv'" in cli.fail("evolv", code=2)
+
+
+def test_what_the_system_refuses_is_one_line(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    message = cli.fail("init", tmp_path / "file" / "store", "--root", TINY_ROOT)
+    assert "error: the system refused: [Errno 20] Not a directory" in message
+    assert "check the path, its permissions and the free space" in message
+
+
+def test_ctrl_c_before_a_command_runs_ends_with_130(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("models.cli.build_app", interrupted)
+    assert "stopped" in cli.fail("tasks", "store", code=130)
