@@ -79,18 +79,20 @@ def evolve(
 
     An interrupted run is taken up again by the same command.
     """
-    import torch
-
     from evolve.config import load_config
+
+    name = parse_task_name(task)
+    opened = Store.open(store)
+    resolved = load_config(config, settings or [], preset=preset)
+
+    import torch  # after what can be refused at once: it takes seconds
+
     from evolve.local_executor import LocalExecutor, default_workers
     from evolve.loop import evolve_task, one_after_another
     from evolve.progress import ProgressDisplay
     from evolve.task import load_task
     from evolve.throughput import profile_table
 
-    name = parse_task_name(task)
-    opened = Store.open(store)
-    resolved = load_config(config, settings or [], preset=preset)
     console = Console(stderr=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     workers = workers or default_workers(threads=resolved.threads, device=device)

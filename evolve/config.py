@@ -12,6 +12,7 @@ from models.route import Scalar
 
 PRESETS = Path(__file__).parent / "presets"
 MUTATIONS = ("rate", "learned")
+MAX_THREADS = 256  # of one candidate: more is a slip of the keyboard
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,10 @@ class EvolveConfig:
     halving: bool = False  # successive halving: at each validation the worse half of a generation is stopped
 
     def __post_init__(self) -> None:
-        for name in ("generations", "children_per_generation", "batch_size", "validations", "max_images", "threads"):
+        for name in ("generations", "children_per_generation", "batch_size", "validations", "max_images"):
             self._require(name, getattr(self, name) >= 1, "a whole number from 1")
+        self._require("threads", 1 <= self.threads <= MAX_THREADS, f"a whole number from 1 to {MAX_THREADS}")
+        self._require("seed", self.seed >= 0, "a whole number from 0")
         self._require("activation_mib", self.activation_mib >= 0, "a whole number from 0 (0 = keep none)")
         self._require("epochs", self.epochs > 0, "a number above 0")
         for name in ("size_penalty", "compute_penalty"):
@@ -64,7 +67,7 @@ class EvolveConfig:
         is_between = self.depth is None or self.min_depth <= self.depth <= longest
         self._require("depth", is_between, "a whole number between min_depth and max_depth")
         self.first_hparams()  # these check the values that are in ordered lists
-        self.first_data(self.image_size or 0)
+        self.first_data(0 if self.image_size is None else self.image_size)
 
     def first_hparams(self) -> OptimiserHParams:
         """Return the hyperparameters that a search starts from."""

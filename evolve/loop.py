@@ -10,7 +10,7 @@ from evolve.candidate import Candidate
 from evolve.config import EvolveConfig
 from evolve.local_executor import LocalExecutor
 from evolve.pool import WeightPool
-from evolve.run import Executor, Outcome, Progress, TaskRun
+from evolve.run import Executor, Outcome, Progress, TaskRun, alone
 from evolve.task import Task
 from evolve.train import Trained, TrainPlan, train_candidate
 from models.errors import InvalidConfig
@@ -42,7 +42,7 @@ def evolve_task(
     *,
     private: bool = False,
     from_release: int | None = None,
-    execute: Executor = LocalExecutor(workers=1),
+    execute: Executor | None = None,
     report: Callable[[Progress], None] = silent,
 ) -> Outcome:
     """Run one task iteration (section 3 of the paper, "task iteration") and publish its winner.
@@ -60,14 +60,21 @@ def evolve_task(
         config: the settings.
         private: whether its components are never to be offered to other tasks.
         from_release: the release whose routes are the seeds, and which has the route to better; None: the active one.
-        execute: trains a generation.
+        execute: trains a generation; None: the fast path, in this process.
         report: told after each candidate.
+
+    Raises:
+        TaskBusy: another process evolves this task in this store.
+        InvalidConfig: settings that do not fit the root.
+        ExportMismatch: see `evolve.publish.publish`; nothing was released.
+        PublishConflict: likewise.
     """
-    run = TaskRun.begin(task, store, config, private=private, from_release=from_release)
-    population = run.start_population()
-    for generation in range(config.generations):
-        data = run.sample_data(population, generation)
-        children = run.sample_children(population, data, generation)
-        for member in run.train(children, generation, execute, report):
-            population.consider(member)
-    return run.finish(population)
+    with alone(store, task.name):
+        run = TaskRun.begin(task, store, config, private=private, from_release=from_release)
+        population = run.start_population()
+        for generation in range(config.generations):
+            data = run.sample_data(population, generation)
+            children = run.sample_children(population, data, generation)
+            for member in run.train(children, generation, execute or LocalExecutor(), report):
+                population.consider(member)
+        return run.finish(population)

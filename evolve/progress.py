@@ -16,7 +16,8 @@ class ProgressDisplay:
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
         )
-        self._line = self._bar.add_task("images", total=None)
+        self._line = self._bar.add_task("images", total=None, visible=False)
+        self._console = console
 
     def __enter__(self) -> "ProgressDisplay":
         self._bar.start()
@@ -27,7 +28,7 @@ class ProgressDisplay:
 
     def decoding(self, done: int, total: int) -> None:
         """Show how many images have been decoded."""
-        self._bar.update(self._line, description="decoding images", completed=done, total=total)
+        self._bar.update(self._line, description="decoding images", completed=done, total=total, visible=True)
 
     def candidate(self, config: EvolveConfig) -> Callable[[run.Progress], None]:
         """Return what shows an iteration's progress after each candidate."""
@@ -38,6 +39,8 @@ class ProgressDisplay:
             generation = f"generation {progress.generation + 1}/{config.generations}"
             speed = f"{progress.throughput.images_per_second:.0f} images/s"
             text = f"{generation}, best accuracy {progress.best_quality:.3f}, {speed}"
-            self._bar.update(self._line, description=text, completed=done, total=total)
+            self._bar.update(self._line, description=text, completed=done, total=total, visible=True)
+            if not self._console.is_terminal and progress.place + 1 == config.children_per_generation:
+                self._console.print(text, highlight=False)  # a log file gets a line instead of a bar
 
         return show

@@ -17,7 +17,7 @@ from evolve.pool import WeightPool
 from evolve.task import LabelledImages, Task
 from evolve.train import TrainPlan, logits
 from models.component import ComponentRecord
-from models.errors import ExportMismatch, PublishConflict
+from models.errors import ExportMismatch, InvalidConfig, PublishConflict
 from models.names import ComponentId, GoldenId, RouteId, SubgraphId, TaskName
 from models.network import NetworkShape
 from models.preprocess import Preprocessing
@@ -33,7 +33,16 @@ GOLDEN_IMAGES = 4
 
 
 def create_store(location: str | Path, root: Root) -> Store:
-    """Make a store that holds `root` and no task; InvalidConfig if there is a store already."""
+    """Make a store that holds `root` and no task.
+
+    Raises:
+        InvalidConfig: there is a store already, or a folder with other files.
+    """
+    found = sorted(path.name for path in Path(location).iterdir()) if Path(location).is_dir() else []
+    if found and "CURRENT" not in found:
+        raise InvalidConfig(
+            f"{location} is not empty and no store (it has {', '.join(found[:3])}): choose a new folder, or empty it"
+        )
     return Store.create(location, lambda store: _store_root(store, root))
 
 

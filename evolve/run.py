@@ -5,10 +5,12 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from evolve.ancestry import Ancestry
 from evolve.candidate import Candidate, Part, seed_candidate
@@ -27,7 +29,7 @@ from evolve.selection import Finalist, choose, contenders, expected_accuracy
 from evolve.task import Task
 from evolve.throughput import Throughput
 from evolve.train import Trained, TrainPlan, accuracy, logits
-from models.errors import InvalidConfig
+from models.errors import InvalidConfig, TaskBusy
 from models.names import ComponentId, RouteId, TaskName
 from models.release import Release
 from models.route import Route, accounted_parameters, component_usage
@@ -62,6 +64,29 @@ class Outcome:
     trained_images: int
     probed_images: int  # seen once, by linear probes
     throughput: Throughput
+
+
+@contextmanager
+def alone(store: Store, task: TaskName) -> Iterator[None]:
+    """Hold a task's evolution in a store for this process; the system frees it if the process dies.
+
+    Raises:
+        TaskBusy: another process on this machine evolves the task.
+    """
+    folder = store.folder / "work"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f"{task}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise TaskBusy(
+            f"task {task!r} is being evolved in {store.folder} by another process: wait for it, or stop it with "
+            "Ctrl-C; other tasks can be evolved meanwhile"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class TaskRun:
@@ -144,9 +169,10 @@ class TaskRun:
     def sample_data(self, population: Population, generation: int) -> DataHParams:
         """Return the data hyperparameters of a generation: the best member's, moved; the start's at first."""
         sizes = self._image_sizes()
+        first_size = self._first_image_size(sizes)  # checked also where the search goes on from another
         best = population.best
         if best is None:
-            return self.config.first_data(self._first_image_size(sizes))
+            return self.config.first_data(first_size)
         rng = self._rng("data", generation)
         data, _ = mutated(best.candidate.data, self.nursery.draws(best.candidate, rng).happens, rng, sizes=sizes)
         return data
@@ -312,7 +338,7 @@ class TaskRun:
         return image_sizes(patch_size=network.patch_size, largest=network.image_size)
 
     def _first_image_size(self, sizes: tuple[int, ...]) -> int:
-        size = self.config.image_size or sizes[-1]
+        size = sizes[-1] if self.config.image_size is None else self.config.image_size
         if size not in sizes:
             raise InvalidConfig(f"image_size = {size}: this root takes one of {', '.join(map(str, sizes))}")
         return size

@@ -20,6 +20,7 @@
     │   ├── DamagedObject
     │   ├── UnsupportedFormat
     │   └── PublishConflict     the change no longer fits the current release
+    ├── TaskBusy              another process evolves this task
     ├── ExportMismatch        ONNX Runtime and torch disagree about a route
     ├── NotReady              the server has no release to answer from
     ├── Overloaded            the queue is full, or a deadline passed while waiting in it
@@ -107,6 +108,10 @@ class UnsupportedFormat(StoreError):
 
 
 class PublishConflict(StoreError):
+    pass
+
+
+class TaskBusy(Mu2NetError):
     pass
 
 

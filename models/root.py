@@ -25,6 +25,7 @@ from models.weights import Weights
 HEAD_DIM = 64  # of one attention head in every plain ViT and DeiT from tiny to large
 HALF = (0.5, 0.5, 0.5)  # mean and std that timm's plain vit_* weights were trained with
 RANDOM_ROOT = {"embed_dim": 64, "depth": 4, "num_heads": 4, "patch_size": 4, "image_size": 32, "seed": 0}
+RANDOM_LIMITS = {"embed_dim": 4096, "depth": 64, "num_heads": 64, "patch_size": 64, "image_size": 1024}
 TOKEN_INIT_STD = 0.2  # of a random root's class token and position embedding
 
 
@@ -139,7 +140,8 @@ def _read_checkpoint(path: Path) -> Mapping[str, Tensor]:
         ValueError,
         UnpicklingError,
     ) as error:
-        raise InvalidRoot(f"{path} is no readable checkpoint ({error}): give a safetensors or torch file") from error
+        reason = str(error).splitlines()[0][:120]  # torch goes on with advice that does not fit here
+        raise InvalidRoot(f"{path} is no readable checkpoint ({reason}): give a safetensors or torch file") from error
     for wrapper in ("model", "state_dict", "model_state_dict"):
         loaded = loaded.get(wrapper, loaded) if isinstance(loaded, Mapping) else loaded
     if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
@@ -154,6 +156,9 @@ def _random_root(source: str) -> Root:
         if key not in RANDOM_ROOT or not re.fullmatch(r"\d+", number):
             raise InvalidRoot(f"{pair!r} in {source!r}: give whole numbers for some of {', '.join(RANDOM_ROOT)}")
         values[key] = int(number)
+    for key, most in RANDOM_LIMITS.items():
+        if not 1 <= values[key] <= most:
+            raise InvalidRoot(f"{key} = {values[key]} in {source!r}: use a whole number from 1 to {most}")
     dim, patch_size, image_size = values["embed_dim"], values["patch_size"], values["image_size"]
     network = NetworkShape(dim, values["depth"], values["num_heads"], patch_size, image_size, 4 * dim)
     generator = torch.Generator().manual_seed(values["seed"])

@@ -97,6 +97,8 @@ def test_a_bad_task_name(cli: Cli, tiny_store: Path, toy_folder: Path, name: str
         ("generations=many", "--set generations=many is not TOML"),
         ("generations=1.5", "generations = 1.5: a whole number is needed"),
         ("learning_rate=0.3", "learning_rate = 0.3: use one of 0.0001, 0.0002"),
+        ("seed=-1", "seed = -1: use a whole number from 0"),
+        ("threads=100000", "threads = 100000: use a whole number from 1 to 256"),
         ("size_penalty=2", "size_penalty = 2: use a number above 0 and up to 1 (1 = off)"),
     ],
     ids=lambda text: text[:20],
@@ -143,3 +145,9 @@ def test_ctrl_c_before_a_command_runs_ends_with_130(cli: Cli, monkeypatch: pytes
 
     monkeypatch.setattr("models.cli.build_app", interrupted)
     assert "stopped" in cli.fail("tasks", "store", code=130)
+
+
+def test_a_store_is_not_made_among_other_files(cli: Cli, toy_folder: Path) -> None:
+    message = cli.fail("init", toy_folder, "--root", TINY_ROOT)
+    assert "is not empty and no store (it has blue, green, red): choose a new folder" in message
+    assert not (toy_folder / "CURRENT").exists()

@@ -16,10 +16,10 @@ from evolve.loop import evolve_task, one_after_another
 from evolve.onnx_route import OnnxRoute
 from evolve.pool import WeightPool
 from evolve.publish import create_store
-from evolve.run import Outcome
+from evolve.run import Outcome, alone
 from evolve.task import Task
 from evolve.train import Trained, TrainPlan
-from models.errors import InvalidConfig, PublishConflict
+from models.errors import InvalidConfig, PublishConflict, TaskBusy
 from models.names import TaskName
 from models.root import load_root
 from models.store import Store
@@ -136,3 +136,17 @@ def test_a_task_removed_meanwhile_is_not_released(opened_store: Store, toy_folde
 def test_an_image_size_that_the_root_does_not_take_is_refused(opened_store: Store, toy_task: Task) -> None:
     with pytest.raises(InvalidConfig, match=r"image_size = 20: this root takes one of 8, 16"):
         evolve_task(toy_task, opened_store, replace(TINY_CONFIG, image_size=20))
+
+
+def test_one_task_is_not_evolved_twice_at_once(opened_store: Store, toy_task: Task) -> None:
+    with alone(opened_store, toy_task.name), pytest.raises(TaskBusy, match="by another process: wait for it"):
+        evolve_task(toy_task, opened_store, TINY_CONFIG)
+    assert evolve_task(toy_task, opened_store, TINY_CONFIG).is_new
+
+
+def test_an_image_size_is_checked_also_where_the_search_goes_on(
+    opened_store: Store, toy_folder: Path, tmp_path: Path
+) -> None:
+    task = load_toy_task("shapes_a", toy_folder, tmp_path)
+    with pytest.raises(InvalidConfig, match=r"image_size = 20: this root takes one of 8, 16"):
+        evolve_task(task, opened_store, replace(TINY_CONFIG, seed=8, image_size=20))
