@@ -53,7 +53,7 @@ def _store_root(store: Store, root: Root) -> Route:
     ]
     return Route(
         task=None,
-        stages=_stages(store, records, root.network, root.preprocessing, root.network.image_size),
+        stages=write_stages(store, records, root.network, root.preprocessing, root.network.image_size),
         network=root.network,
         image_size=root.network.image_size,
         preprocessing=root.preprocessing,
@@ -107,7 +107,7 @@ def _store_route(winner: Winner, task: Task, store: Store, pool: WeightPool, pla
     candidate = winner.candidate
     for part in candidate.parts:
         store.put_object(pool.read(part.component.id), "safetensors")
-    stages = _stages(store, candidate.components, plan.network, plan.preprocessing, candidate.data.image_size)
+    stages = write_stages(store, candidate.components, plan.network, plan.preprocessing, candidate.data.image_size)
     onnx_route = OnnxRoute(store, stages)
     compare(onnx_route, candidate.parts, task.val, candidate.data.image_size, pool, plan)
     test_accuracy = None
@@ -137,7 +137,7 @@ def _store_route(winner: Winner, task: Task, store: Store, pool: WeightPool, pla
     )
 
 
-def _stages(
+def write_stages(
     store: Store,
     components: Sequence[ComponentRecord],
     network: NetworkShape,
