@@ -6,7 +6,7 @@ not depend on its neighbours.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +84,7 @@ class LoadedRoute:
         self.route = route
         self.stages = stages
         self.prefixes = _prefixes(stages)
+        self.flops = route.flops  # of one row, what the queue reckons with
         self.golden_logits: np.ndarray | None = None  # what this process answered when the route went live
 
 
@@ -107,16 +108,17 @@ class Row:
 
 Key = tuple[int, bytes]  # an image and the way it came
 Place = tuple[np.ndarray, int]  # a batch and an index in it
+Observe = Callable[[SubgraphId, int], None]  # told which subgraph ran, with how many rows
 
 
-def run(rows: Sequence[Row]) -> list[Logits]:
+def run(rows: Sequence[Row], observe: Observe | None = None) -> list[Logits]:
     """Return the logits of each row, in order."""
     places: dict[Key, Place] = {(id(row.pixels), b""): (row.pixels[None], 0) for row in rows}
     logits: list[Logits | None] = [None] * len(rows)
     waiting = list(range(len(rows)))
     depth = 0
     while waiting:
-        places = _run_depth([rows[i] for i in waiting], depth, places)
+        places = _run_depth([rows[i] for i in waiting], depth, places, observe)
         ended = [i for i in waiting if len(rows[i].route.stages) == depth + 1]
         for i in ended:
             batch, index = places[_key(rows[i], depth)]
@@ -126,7 +128,7 @@ def run(rows: Sequence[Row]) -> list[Logits]:
     return [answer for answer in logits if answer is not None]
 
 
-def _run_depth(rows: Sequence[Row], depth: int, places: dict[Key, Place]) -> dict[Key, Place]:
+def _run_depth(rows: Sequence[Row], depth: int, places: dict[Key, Place], observe: Observe | None) -> dict[Key, Place]:
     """Run the stage at `depth` of every row, each subgraph once for all that need it."""
     groups: dict[tuple[SubgraphId, tuple[int, ...]], dict[Key, Place]] = {}
     stages: dict[SubgraphId, LoadedStage] = {}
@@ -139,6 +141,8 @@ def _run_depth(rows: Sequence[Row], depth: int, places: dict[Key, Place]) -> dic
     for (subgraph, _), sources in groups.items():
         batch = stages[subgraph].run(_gather(list(sources.values())))
         results.update((key, (batch, index)) for index, key in enumerate(sources))
+        if observe is not None:
+            observe(subgraph, len(sources))
     return results
 
 

@@ -5,8 +5,11 @@ from collections.abc import Sequence
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from models.names import SubgraphId
+
 NO_TASK = "-"  # of requests that name no known task; no task can be called so
 LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+DIGEST_DIGITS = 12  # of a subgraph's digest in a label; whole ones would only make the page long
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -27,12 +30,18 @@ class Metrics:
             multiprocess_mode="livesum",
         )
         self.queue_seconds = Histogram(
-            "mu2net_queue_seconds", "Wait of a decoded image for the engine", buckets=LATENCY_S, registry=registry
-        )
+            "mu2net_queue_seconds", "Wait of a decoded image for the engine", ["task"],
+            buckets=LATENCY_S, registry=registry,
+        )  # fmt: skip
         self.batch_rows = Histogram(
-            "mu2net_batch_rows", "Pairs of image and task in one run of the engine", buckets=ROWS, registry=registry
+            "mu2net_batch_rows", "Pairs of image and task in the run of the engine that answered an image", ["task"],
+            buckets=ROWS, registry=registry,
+        )  # fmt: skip
+        self.engine_seconds = Counter(
+            "mu2net_engine_busy_seconds", "Time the engine computed: its rate is its occupancy", registry=registry
         )
-        self.engine_seconds = Counter("mu2net_engine_busy_seconds", "Time the engine computed", registry=registry)
+        self.subgraph_calls = Counter("mu2net_subgraph_calls", "Runs of a subgraph", ["subgraph"], registry=registry)
+        self.subgraph_rows = Counter("mu2net_subgraph_rows", "Rows in them", ["subgraph"], registry=registry)
         self.release = Gauge(
             "mu2net_release", "Number of the release that answers", registry=registry, multiprocess_mode="liveall"
         )
@@ -57,6 +66,17 @@ class Metrics:
             self.requests.labels(task, str(status)).inc()
             if status == 200:
                 self.latency.labels(task).observe(seconds)
+
+    def count_batched(self, tasks: Sequence[str], *, waited_s: float, batch_rows: int) -> None:
+        """Count one image that comes to the engine, for each task it is asked about."""
+        for task in tasks:
+            self.queue_seconds.labels(task).observe(waited_s)
+            self.batch_rows.labels(task).observe(batch_rows)
+
+    def count_subgraph(self, subgraph: SubgraphId, rows: int) -> None:
+        label = subgraph[:DIGEST_DIGITS]
+        self.subgraph_calls.labels(label).inc()
+        self.subgraph_rows.labels(label).inc(rows)
 
     def render(self, shared_folder: str | None) -> bytes:
         """Return all metrics as text; those of every worker process if they share them in `shared_folder`."""

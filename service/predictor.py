@@ -65,7 +65,7 @@ class Predictor:
             Overloaded: the queue is full, or the answer took longer than allowed.
         """
         routes = [release.route(task) for task in tasks]
-        with self._batcher.admit(len(images)):
+        with self._batcher.admit(tuple(route.task for route in routes), len(images)):
             try:
                 async with asyncio.timeout(self._timeout_s):
                     by_image = await _all_or_none(

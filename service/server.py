@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 
 from service import engine
 from service.batcher import Batcher
@@ -45,8 +46,9 @@ def build_server(settings: Settings, metrics: Metrics) -> Server:
     runtime = start_runtime(settings.device, settings.engine_threads)
     metrics.device.labels(runtime.provider, str(runtime.threads), runtime.version).set(1)
     batcher = Batcher(
-        engine.run,
+        partial(engine.run, observe=metrics.count_subgraph),
         max_batch_rows=settings.max_batch_rows,
+        max_batch_s=settings.max_batch_s,
         max_queue_images=settings.max_queue_images,
         metrics=metrics,
     )

@@ -34,6 +34,7 @@ class Settings(BaseSettings):
     max_request_images: int = Field(64, ge=1, description="images in one request")
     max_queue_images: int = Field(1024, ge=1, description="images accepted and not yet answered, of all requests")
     max_batch_rows: int = Field(64, ge=1, description="pairs of image and task that run together")
+    max_batch_s: float = Field(0.1, gt=0, le=60, description="seconds that a batch of several images may take")
 
     @property
     def image_limits(self) -> ImageLimits:

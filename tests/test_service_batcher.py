@@ -1,8 +1,10 @@
 """The queue's promises: bounded, neighbours are safe from one another, whoever gives up leaves."""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -16,11 +18,18 @@ from service.metrics import Metrics
 
 Result = TypeVar("Result")
 BAD = 255
-NO_ROUTE = cast(LoadedRoute, None)
 
 
-def row(value: int) -> Row:
-    return Row(np.full((1, 1, 3), value, np.uint8), NO_ROUTE)
+@dataclass(frozen=True)
+class AnyRoute:
+    """As much of a route as the queue looks at."""
+
+    task: str
+    flops: int = 1
+
+
+def row(value: int, task: str = "a") -> Row:
+    return Row(np.full((1, 1, 3), value, np.uint8), cast(LoadedRoute, AnyRoute(task)))
 
 
 class SlowEngine:
@@ -42,13 +51,17 @@ class SlowEngine:
 
 
 def with_batcher(
-    scenario: Callable[[Batcher, SlowEngine], Coroutine[Any, Any, Result]], *, rows: int = 64, images: int = 100
+    scenario: Callable[[Batcher, SlowEngine], Coroutine[Any, Any, Result]],
+    *,
+    rows: int = 64,
+    images: int = 100,
+    batch_s: float = 1e6,
 ) -> tuple[Result, SlowEngine, Metrics]:
     """Run `scenario` beside a started batcher and return what it returned."""
     slow, metrics = SlowEngine(), Metrics(CollectorRegistry())
 
     async def run() -> Result:
-        batcher = Batcher(slow.run, max_batch_rows=rows, max_queue_images=images, metrics=metrics)
+        batcher = Batcher(slow.run, max_batch_rows=rows, max_batch_s=batch_s, max_queue_images=images, metrics=metrics)
         batcher.start()
         try:
             return await scenario(batcher, slow)
@@ -60,12 +73,15 @@ def with_batcher(
 
 
 async def submit_behind_a_running_one(
-    batcher: Batcher, slow: SlowEngine, values: Sequence[int]
+    batcher: Batcher, slow: SlowEngine, values: Sequence[int], tasks: Sequence[str] = ()
 ) -> "list[asyncio.Task[list[Logits]]]":
     """Submit 1 and, while the engine is busy with it, all `values`."""
     first = asyncio.create_task(batcher.submit([row(1)]))
     await asyncio.to_thread(slow.started.acquire)
-    rest = [asyncio.create_task(batcher.submit([row(value)])) for value in values]
+    rest = [
+        asyncio.create_task(batcher.submit([row(value, task)]))
+        for value, task in zip(values, tasks or ["a"] * len(values), strict=True)
+    ]
     await asyncio.sleep(0)
     return [first, *rest]
 
@@ -90,7 +106,7 @@ def test_batches_keep_to_their_limit_and_a_larger_image_goes_alone() -> None:
         await asyncio.gather(*tasks)
 
     _, slow, _ = with_batcher(scenario, rows=2)
-    assert slow.batches == [[1], [2, 3], [4], [5, 5, 5]]
+    assert slow.batches == [[1], [2], [5, 5, 5], [3, 4]]
 
 
 def test_a_row_that_fails_the_engine_fails_nobody_else() -> None:
@@ -127,12 +143,12 @@ def test_a_request_given_up_while_it_runs_harms_nobody() -> None:
 
 def test_a_full_queue_refuses_and_has_room_again_afterwards() -> None:
     async def scenario(batcher: Batcher, slow: SlowEngine) -> str:
-        with batcher.admit(3):
-            with pytest.raises(Overloaded) as caught, batcher.admit(2):
+        with batcher.admit(("a",), 3):
+            with pytest.raises(Overloaded) as caught, batcher.admit(("b",), 2):
                 pass
-            with batcher.admit(1):
+            with batcher.admit(("b",), 1):
                 pass
-        with batcher.admit(4):
+        with batcher.admit(("a",), 4):
             return str(caught.value)
 
     message, _, metrics = with_batcher(scenario, images=4)
@@ -140,6 +156,54 @@ def test_a_full_queue_refuses_and_has_room_again_afterwards() -> None:
         "the queue is full: 3 images are waiting, 2 more would exceed 4; try again after the time in Retry-After"
     )
     assert "mu2net_queue_images 0.0" in metrics.render(None).decode()
+
+
+def test_a_flooded_task_leaves_room_in_the_queue_for_others() -> None:
+    async def scenario(batcher: Batcher, slow: SlowEngine) -> str:
+        with contextlib.ExitStack() as held:
+            for _ in range(8):
+                held.enter_context(batcher.admit(("flood",), 1))
+            with pytest.raises(Overloaded) as caught:
+                held.enter_context(batcher.admit(("flood",), 1))
+            held.enter_context(batcher.admit(("calm",), 1))
+        return str(caught.value)
+
+    message, _, _ = with_batcher(scenario, images=10)
+    assert message == (
+        "the queue's share of flood is full: 8 of its images are waiting, and room for 2 more is left to all tasks; "
+        "try again after the time in Retry-After"
+    )
+
+
+def test_tasks_take_turns_however_long_their_lines() -> None:
+    async def scenario(batcher: Batcher, slow: SlowEngine) -> None:
+        jobs = await submit_behind_a_running_one(batcher, slow, [2, 3, 4, 5, 6, 7], ["a", "a", "a", "a", "b", "c"])
+        slow.may_end.set()
+        await asyncio.gather(*jobs)
+
+    _, slow, _ = with_batcher(scenario, rows=2)
+    assert slow.batches == [[1], [2, 6], [7, 3], [4, 5]]
+
+
+def test_a_batch_is_as_large_as_its_time_allows() -> None:
+    async def scenario(batcher: Batcher, slow: SlowEngine) -> None:
+        jobs = await submit_behind_a_running_one(batcher, slow, [2, 3])
+        slow.may_end.set()
+        await asyncio.gather(*jobs)
+
+    _, slow, _ = with_batcher(scenario, batch_s=1e-9)
+    assert slow.batches == [[1], [2], [3]]
+
+
+def test_waiting_and_batches_are_counted_for_each_task() -> None:
+    async def scenario(batcher: Batcher, slow: SlowEngine) -> None:
+        jobs = await submit_behind_a_running_one(batcher, slow, [2, 3], ["a", "b"])
+        slow.may_end.set()
+        await asyncio.gather(*jobs)
+
+    text = with_batcher(scenario)[2].render(None).decode()
+    assert 'mu2net_queue_seconds_count{task="a"} 2.0' in text
+    assert 'mu2net_batch_rows_sum{task="b"} 2.0' in text
 
 
 def test_golden_samples_take_turns_with_batches() -> None:

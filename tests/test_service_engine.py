@@ -122,6 +122,15 @@ def test_tasks_run_together_wherever_they_share(release: LoadedRelease, monkeypa
     assert counts[stages[0].id, 4] == counts[stages[1].id, 4] == counts[stages[2].id, 2] == counts[stages[3].id, 3] == 1
 
 
+def test_every_run_of_a_subgraph_is_told(release: LoadedRelease) -> None:
+    image = np.zeros((16, 16, 3), np.uint8)
+    told: Counter[SubgraphId] = Counter()
+    engine.run([Row(image, release.route(task)) for task in ("plain", "parts")], lambda i, rows: told.update({i: rows}))
+    plain, parts = (release.route(task).stages for task in ("plain", "parts"))
+    assert [told[stage.id] for stage in plain] == [1, 1, 1, 2, 1]
+    assert [told[stage.id] for stage in parts] == [1, 1, 1, 2, 1]
+
+
 def test_a_new_release_loads_only_what_is_new(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store", *PLANS[:2])
     pool = StagePool(start_runtime("cpu", 1))
