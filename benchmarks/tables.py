@@ -1,0 +1,42 @@
+"""README's tables of measured bars, out of the result files: `uv run python -m benchmarks.tables` rewrites them."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import FOLDER
+
+README = Path(__file__).parents[1] / "README.md"
+MARKED = re.compile(r"<!-- results:(?P<name>\w+) -->\n.*?<!-- /results -->", re.DOTALL)
+
+
+def with_tables(text: str) -> str:
+    """Return `text` with what stands between `<!-- results:NAME -->` and `<!-- /results -->` made anew."""
+    return MARKED.sub(lambda found: _marked(found["name"]), text)
+
+
+def _marked(name: str) -> str:
+    path = FOLDER / f"{name}.json"
+    table = _table(json.loads(path.read_text())) if path.exists() else "Not measured yet."
+    return f"<!-- results:{name} -->\n{table}\n<!-- /results -->"
+
+
+def _table(results: dict[str, Any]) -> str:
+    machine = results["machine"]
+    accelerator = machine["accelerator"] or "no accelerator"
+    lines = [
+        f"`{results['command']}` on {machine['cores']} cores ({machine['processor']}), {machine['memory_gib']:g} GiB, "
+        f"{accelerator}; commit {results['commit']}.",
+        "",
+        "| bar | target | measured | met |",
+        "|---|---|---|---|",
+    ]
+    for bar in results["bars"]:
+        value = "not measured" if bar["value"] is None else f"{bar['value']:.3g}"
+        lines.append(f"| {bar['bar']} | {bar['target']} | {value} | {'yes' if bar['met'] else 'no'} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    README.write_text(with_tables(README.read_text()))

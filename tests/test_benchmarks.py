@@ -1,0 +1,38 @@
+"""What README says was measured is what the result files say, and the bars follow from the raw figures."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.results import FOLDER, at_least, at_most
+from benchmarks.serving.bars import bars
+from benchmarks.tables import README, with_tables
+
+
+def test_readme_has_the_measured_figures() -> None:
+    text = README.read_text()
+    assert with_tables(text) == text, "the tables are old: run 'uv run python -m benchmarks.tables'"
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
+def test_a_bar_without_a_value_is_not_met(path: Path) -> None:
+    assert not [bar for bar in json.loads(path.read_text())["bars"] if bar["value"] is None and bar["met"]]
+
+
+def test_bars_are_met_up_to_their_limit() -> None:
+    assert at_most("a-1", 1.1, 1.1).met
+    assert not at_most("a-1", 1.2, 1.1).met
+    assert at_least("a-2", 2.0, 2.0).met
+    assert not at_least("a-2", None, 2.0).met
+
+
+def test_serving_compares_with_the_best_peer() -> None:
+    def windows(**throughput: float) -> dict[str, list[dict[str, float]]]:
+        return {name: [{"throughput": value}] for name, value in throughput.items()}
+
+    speeds = windows(ours=30, bentoml=10, litserve=25, ray=20)
+    found = {bar.bar: bar for bar in bars({"fixed-20": {"random": speeds, "many": speeds}})}
+    assert (found["serving-2"].value, found["serving-2"].met) == (1.2, True)
+    assert (found["serving-5"].value, found["serving-5"].met) == (1.2, False)
+    assert found["serving-3"].value is None
