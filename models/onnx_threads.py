@@ -1,6 +1,8 @@
-"""The one pool of threads that all ONNX Runtime sessions of a process share, in training and serving alike.
+"""What all ONNX Runtime sessions of a process share, in training and serving alike: one pool of threads, one arena.
 
-A pool for each session costs hundreds of threads and half the speed with many small sessions.
+A pool of threads for each session costs hundreds of threads and half the speed with many small sessions.
+An arena for each keeps the intermediate values of each: with two own blocks of ViT-Ti at 224 pixels a task
+took 9.2 MiB, of which 3.4 are its weights, and takes 3.8 with one arena for all.
 """
 
 import os
@@ -18,13 +20,18 @@ def usable_cores() -> int:
 
 @cache  # it can be set once in a process, before the first session
 def share_threads(threads: int) -> None:
-    """Make the pool. Its size is that of the first call in a process."""
+    """Make the pool and the arena. The pool's size is that of the first call in a process."""
     with suppress(Fail):  # the pool exists already, with another size
         ort.set_global_thread_pool_sizes(threads, 1)
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, None)
 
 
 def shared_threads_options() -> ort.SessionOptions:
-    """Return options of a session that uses the pool; call `share_threads` beforehand."""
+    """Return options of a session that uses the pool and the arena; call `share_threads` beforehand."""
     options = ort.SessionOptions()
     options.use_per_session_threads = False
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    # Weights outside of the arena, so that those of a retired release go back to the system.
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     return options
