@@ -23,7 +23,7 @@ from evolve.task import LabelledImages, Task
 from evolve.train import TrainPlan, scaled
 from models.weights import Weights
 
-FIT_IMAGES, JUDGE_IMAGES = 512, 256
+FIT_IMAGES, JUDGE_IMAGES = 256, 128
 WEIGHT_DECAY = 1e-2  # on features that a layer norm has scaled; the ranking hardly depends on it
 ITERATIONS = 60  # of L-BFGS, which by then has converged
 

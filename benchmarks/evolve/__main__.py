@@ -16,12 +16,17 @@ from benchmarks.evolve import clones, scale, search
 
 NAME = "evolve"
 Part = Callable[[Path], Iterator[tuple[str, Callable[[], Any]]]]
-PARTS: tuple[Part, ...] = (clones.measurements, search.measurements, scale.measurements)
+PARTS: dict[str, Part] = {
+    "clones": clones.measurements,
+    "search": search.measurements,
+    "scale": scale.measurements,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--part", choices=sorted(PARTS), help="Only one of the parts.")
     parser.add_argument("--afresh", action="store_true")
     arguments = parser.parse_args()
     until = time.monotonic() + 60 * arguments.minutes
@@ -37,7 +42,7 @@ def main() -> None:
         return is_time_left
 
     with tempfile.TemporaryDirectory() as folder:
-        for part in PARTS:
+        for part in [PARTS[arguments.part]] if arguments.part else PARTS.values():
             if not all(measured(key, measure) for key, measure in part(Path(folder))):
                 break
     for bar in bars(raw):

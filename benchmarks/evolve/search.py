@@ -20,11 +20,13 @@ from models.names import TaskName
 from models.route import component_usage
 from models.store import Store
 
-STREAM = ("kannada_mnist", "flowers5", "pacs_cartoon")
-TASKS = ("devanagari", "sign_digits", "gtsrb", "pneumonia_mnist", "magnetic_tile", "bangla")
-CONFIG = EvolveConfig(generations=3, children_per_generation=4, epochs=2, image_size=32, learning_rate=0.02)
+STREAM = ("flowers5", "pacs_cartoon", "dtd10")
+TASKS = ("devanagari", "sign_digits", "pacs_sketch", "magnetic_tile", "hymenoptera", "pneumonia_mnist")
+CONFIG = EvolveConfig(
+    generations=3, children_per_generation=4, epochs=2, batch_size=32, image_size=32, learning_rate=0.02
+)
 STREAM_CONFIG = replace(CONFIG, generations=1)
-IMAGES, VAL_IMAGES = 600, 300
+IMAGES, VAL_IMAGES = 400, 200
 WAYS = {
     "plain": CONFIG,
     "all": replace(CONFIG, rank_parents=True, probe_head=True, halving=True),
