@@ -52,7 +52,7 @@ def fixed_20(folder: Path) -> Raw:
     with ExitStack() as stack:
         systems = [stack.enter_context(System(name, place)) for name in ALL]
         return _described(systems, image) | {
-            "hot": _interleaved(systems, lambda s: s.load(image, tasks[:1], concurrency=8, seconds=4), rounds=3),
+            "hot": _interleaved(systems, lambda s: s.load(image, tasks[:1], concurrency=8, seconds=4), rounds=2),
             "random": _interleaved(systems, lambda s: s.load(image, tasks, concurrency=8, seconds=4), rounds=3),
             "many": _interleaved(systems, lambda s: s.load_of_many(image, tasks, concurrency=2, seconds=6), rounds=2),
         }
