@@ -21,7 +21,7 @@ Triple = tuple[float, float, float]
 
 
 def init(
-    store: Annotated[Path, typer.Argument(help="The folder to make the store in.", show_default=False)],
+    store: Annotated[str, typer.Argument(help="The folder or s3:// URL to make the store in.", show_default=False)],
     root: Annotated[
         str,
         typer.Option(

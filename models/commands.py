@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +11,9 @@ from rich.table import Table
 from models.figures import task_figures
 from models.store import Store
 
-StoreArgument = Annotated[Path, typer.Argument(help="The store's folder.", show_default=False)]
+StoreArgument = Annotated[
+    str, typer.Argument(help="The store: a folder, or a URL such as s3://...", show_default=False)
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 
 COLUMNS = ("task", "classes", "pixels", "blocks", "val", "test", "added", "accounted", "FLOPs")

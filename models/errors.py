@@ -14,15 +14,18 @@
     ├── NotFound              something was asked for by a name that nothing has
     │   ├── UnknownTask
     │   ├── UnknownRelease
+    │   ├── ReleaseNotResident  a request asks for a release that the server does not hold in memory
     │   └── StoreNotFound
     ├── StoreError            the store's content is not what its records promise
     │   ├── MissingObject
     │   ├── DamagedObject
     │   ├── UnsupportedFormat
+    │   ├── StoreUnreachable    the network or the file system fails; trying again may help
     │   └── PublishConflict     the change no longer fits the current release
     ├── TaskBusy              another process evolves this task
     ├── ExportMismatch        ONNX Runtime and torch disagree about a route
     ├── NotReady              the server has no release to answer from
+    ├── WritingIsOff          the server takes no changes from where this request could come
     ├── Overloaded            the queue is full, or a deadline passed while waiting in it
     └── PortInUse
 
@@ -87,6 +90,10 @@ class UnknownRelease(NotFound):
     pass
 
 
+class ReleaseNotResident(NotFound):
+    pass
+
+
 class StoreNotFound(NotFound):
     pass
 
@@ -107,6 +114,10 @@ class UnsupportedFormat(StoreError):
     pass
 
 
+class StoreUnreachable(StoreError):
+    pass
+
+
 class PublishConflict(StoreError):
     pass
 
@@ -120,6 +131,10 @@ class ExportMismatch(Mu2NetError):
 
 
 class NotReady(Mu2NetError):
+    pass
+
+
+class WritingIsOff(Mu2NetError):
     pass
 
 

@@ -1,7 +1,12 @@
-"""Records as JSON: routes, releases and the pointer, written one way only and checked when read."""
+"""Records as JSON: routes, releases and the pointer, written one way only and checked when read.
 
+Each carries the sha256 of the rest of itself, because releases and the pointer are not named by a digest:
+a flipped bit in a number or a name would be a valid record of something else.
+"""
+
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, TypeVar
 
@@ -9,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from models.errors import DamagedObject, UnsupportedFormat
 
+SEAL = "sha256"
 FORMAT_VERSION = 1  # of every record in a store; tests/golden keeps a store of each
 
 Record = TypeVar("Record")
@@ -20,7 +26,15 @@ _adapter: Callable[[type], Any] = cache(TypeAdapter)
 def encode(record: object) -> bytes:
     """Return the record as JSON with sorted keys: equal records give equal bytes, hence equal digests."""
     plain = _adapter(type(record)).dump_python(record, mode="json")
-    return json.dumps(plain, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    return _text({**plain, SEAL: _seal(plain)}) + b"\n"
+
+
+def _text(plain: Mapping[str, object]) -> bytes:
+    return json.dumps(plain, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _seal(plain: Mapping[str, object]) -> str:
+    return hashlib.sha256(_text(plain)).hexdigest()
 
 
 def decode(kind: type[Record], data: bytes, name: str) -> Record:
@@ -36,13 +50,16 @@ def decode(kind: type[Record], data: bytes, name: str) -> Record:
         DamagedObject: not such a record.
     """
     try:
-        version = json.loads(data)["format_version"]
+        plain = json.loads(data)
+        version = plain["format_version"]
     except (ValueError, TypeError, KeyError) as error:
         raise DamagedObject(f"{name} is damaged: not a JSON record with a format_version; restore it") from error
     if version != FORMAT_VERSION:
         raise UnsupportedFormat(
             f"{name} has format_version {version!r}; this version reads {FORMAT_VERSION}: upgrade mu2net"
         )
+    if plain.pop(SEAL, None) != _seal(plain):
+        raise DamagedObject(f"{name} is damaged: its content is not what its sha256 says; restore it from a copy")
     try:
         return _adapter(kind).validate_json(data)  # type: ignore[no-any-return]  # of type `kind`
     except ValidationError as error:

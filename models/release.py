@@ -1,10 +1,12 @@
 """A release: a numbered, immutable set of routes. The service answers from exactly one."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from models.errors import InvalidRoute, UnknownTask
 from models.names import RouteId, TaskName
+
+TaskChange = Callable[[Mapping[TaskName, RouteId]], Mapping[TaskName, RouteId]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,28 @@ class Release:
 
     def successor(self, tasks: Mapping[TaskName, RouteId], *, number: int, reason: str, created_at: str) -> "Release":
         return replace(self, number=number, parent=self.number, tasks=tasks, reason=reason, created_at=created_at)
+
+
+def changed_tasks(
+    before: Mapping[TaskName, RouteId], after: Mapping[TaskName, RouteId]
+) -> dict[TaskName, RouteId | None]:
+    """Return the tasks whose route differs, with the new one; None for a task that is gone."""
+    return {task: after.get(task) for task in sorted({*before, *after}) if before.get(task) != after.get(task)}
+
+
+def with_changes(
+    tasks: Mapping[TaskName, RouteId], changes: Mapping[TaskName, RouteId | None]
+) -> dict[TaskName, RouteId]:
+    """Return `tasks` with the changes of `changed_tasks` put in."""
+    merged = {**tasks, **changes}
+    return {task: route for task, route in merged.items() if route is not None}
+
+
+def require_task(task: str, known: Mapping[TaskName, object]) -> TaskName:
+    """Return `task` as a known task's name; UnknownTask if it is none."""
+    if task not in known:
+        raise UnknownTask(unknown_task(task, known))
+    return TaskName(task)
 
 
 def unknown_task(task: str, known: Mapping[TaskName, object]) -> str:

@@ -1,0 +1,89 @@
+"""Push: a release copied to another store, only the missing objects. From staging to production, and for backup."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.collect import release_objects
+from models.errors import InvalidConfig, StoreNotFound
+from models.release import Release
+from models.store import ObjectSuffix, Store
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """`is_new` is false where the other store's newest state had the very same routes already."""
+
+    release: Release  # as the other store has it
+    is_new: bool
+    copied: int  # objects
+    copied_bytes: int
+    present: int  # objects that were there already
+    is_held: bool  # a person holds another release there, so this one is pending
+
+
+def push(source: Store, target: str | Path, number: int | None = None, *, cache: Path | None = None) -> Pushed:
+    """Copy a release to the store at `target`, which is made if there is none, and make it the active one there.
+
+    It keeps its number if that is higher than all there, else it gets the next. Each object is checked
+    against its digest on the way. A hold on the other store is respected.
+
+    Raises:
+        InvalidConfig: the other store grew from another root.
+        StoreError: a file is missing or damaged; the other store's releases are as they were.
+    """
+    release = source.release(number)
+    copy = _Copy(source, release)
+    try:
+        found = Store.open(target, cache=cache)
+    except StoreNotFound:
+        made = Store.begin(target, copy.first, cache=cache)
+        return copy.result(made, release, is_new=True)
+    if found.release().root != release.root:
+        raise InvalidConfig(
+            f"{target} grew from another root than {source.files.shown()}: push to a store made from this one"
+        )
+    copy.objects(found)
+    current = found.current()
+    newest = found.release(current.pending[-1] if current.pending else current.release)
+    if newest.tasks == release.tasks:
+        return copy.result(found, newest, is_new=False)
+    reason = f"pushed: release {release.number} ({release.reason})"
+    published = found.publish(lambda _: release.tasks, reason=reason, at_least=release.number)
+    return copy.result(found, published, is_new=True)
+
+
+class _Copy:
+    """One release on its way to one store."""
+
+    def __init__(self, source: Store, release: Release) -> None:
+        self._source = source
+        self._release = release
+        self._copied = self._bytes = self._present = 0
+
+    def first(self, target: Store) -> Release:
+        self.objects(target)
+        return self._release
+
+    def objects(self, target: Store) -> None:
+        """Copy what is missing, route records last."""
+        needed = release_objects(self._source, self._release)
+        present = {info.name for info in target.files.infos("objects")}
+        self._present = len(needed & present)
+        for name in sorted(needed & present):
+            target.files.touch(name)
+        for name in sorted(needed - present, key=lambda name: (name.endswith(".json"), name)):
+            digest, suffix = name.removeprefix("objects/").split(".")
+            data = self._source.read_object(digest, _suffix(suffix), needed_by=f"release {self._release.number}")
+            target.put_object(data, _suffix(suffix))
+            self._copied += 1
+            self._bytes += len(data)
+
+    def result(self, target: Store, release: Release, *, is_new: bool) -> Pushed:
+        return Pushed(release, is_new, self._copied, self._bytes, self._present, target.current().is_held)
+
+
+def _suffix(text: str) -> ObjectSuffix:
+    for suffix in ("safetensors", "onnx", "json"):
+        if text == suffix:
+            return suffix
+    raise AssertionError(f"objects never end in {text!r}")

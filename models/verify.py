@@ -1,0 +1,102 @@
+"""Proof that a release is whole: every file that it needs is read and checked, and all that is wrong is named."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+
+from models.errors import DamagedObject, Mu2NetError
+from models.names import RouteId
+from models.release import Release
+from models.route import Route
+from models.store import Store
+from models.weights import deserialize
+
+
+@dataclass(slots=True)
+class Verification:
+    """What was read, and what is wrong with it; `problems` name the file and who needs it."""
+
+    files: int = 0
+    size: int = 0  # bytes
+    problems: list[str] = field(default_factory=list)
+
+
+def verify(store: Store, numbers: Iterable[int]) -> Verification:
+    """Read all that the releases need, each file once. Nothing is raised for a damaged file: it is listed."""
+    verifier = _Verifier(store)
+    verifier.pointer()
+    for number in numbers:
+        verifier.release(number)
+    return verifier.found
+
+
+class _Verifier:
+    def __init__(self, store: Store) -> None:
+        self.found = Verification()
+        self._store = store
+        self._seen: set[str] = set()
+
+    def pointer(self) -> None:
+        def read() -> int:
+            self._store.current()
+            return len(self._store.files.read("CURRENT"))
+
+        self.attempt("CURRENT", read)
+
+    def attempt(self, name: str, read: Callable[[], int]) -> None:
+        """Count what `read` reads, once for each name, or note what is wrong."""
+        if name in self._seen:
+            return
+        self._seen.add(name)
+        try:
+            self.found.size += read()
+            self.found.files += 1
+        except Mu2NetError as error:
+            self.found.problems.append(str(error))
+
+    def release(self, number: int) -> None:
+        releases: list[Release] = []
+
+        def read() -> int:
+            before = self._store.bytes_read
+            releases.append(self._store.release(number))
+            return self._store.bytes_read - before
+
+        self.attempt(f"release {number}", read)
+        for release in releases:
+            owners = {f"task {task!r}": route_id for task, route_id in release.tasks.items()}
+            for owner, route_id in {"the root": release.root, **owners}.items():
+                self.route(route_id, f"{owner} of release {number}")
+
+    def route(self, route_id: RouteId, owner: str) -> None:
+        routes: list[Route] = []
+
+        def read() -> int:
+            data = self._store.read_object(route_id, "json", needed_by=owner)
+            routes.append(self._store.route(route_id, needed_by=owner))
+            return len(data)
+
+        self.attempt(f"{route_id}.json", read)
+        for route in routes:
+            for stage in route.stages:
+                self.attempt(f"{stage.subgraph}.onnx", partial(self._graph, stage.subgraph, owner))
+            for component in route.components:
+                weights = partial(self._weights, component.id, owner, component.parameters)
+                self.attempt(f"{component.id}.safetensors", weights)
+            if route.golden is not None:
+                samples = partial(self._weights, route.golden, f"{owner} as its golden samples", None)
+                self.attempt(f"{route.golden}.safetensors", samples)
+
+    def _graph(self, digest: str, owner: str) -> int:
+        return len(self._store.read_object(digest, "onnx", needed_by=owner))
+
+    def _weights(self, digest: str, owner: str, parameters: int | None) -> int:
+        data = self._store.read_object(digest, "safetensors", needed_by=owner)
+        tensors = deserialize(data, f"{digest}.safetensors, needed by {owner},")
+        count = sum(values.size for values in tensors.values())
+        if parameters is not None and count != parameters:
+            raise DamagedObject(
+                f"{digest}.safetensors has {count} weights, the record of {owner} says {parameters}: restore the "
+                "record from a copy of this store"
+            )
+        return len(data)
