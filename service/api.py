@@ -6,6 +6,7 @@ and BentoML's own request metrics, whose label is the path that a client typed a
 bound. Each can be switched on again: BENTOML_CONFIG_OPTIONS='services.mu2net.logging.access.enabled=true'.
 """
 
+import gc
 import logging
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -16,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from models.errors import InvalidConfig, NotReady
-from service import errors
+from service import errors, views
 from service.http import create_app
 from service.metrics import Metrics
 from service.runtime import start_runtime
@@ -61,6 +62,7 @@ class Mu2Net:
 
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     def start(self) -> None:
+        gc.freeze()  # what was imported stays: collecting after a reload must not stop requests to search it all
         self._server.start()
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
@@ -68,11 +70,15 @@ class Mu2Net:
         await self._server.stop()
 
     async def __is_ready__(self) -> bool:
-        """Answer /readyz: with 503 and the reason until a release with a task has proved itself."""
+        """Answer /readyz: with 503 and the reason until a release with a task has proved itself.
+
+        Raises:
+            HTTPException: always, also with status 200: BentoML has no other way to give its answer a body.
+        """
         try:
-            self._server.predictor.ready_release()
+            ready = views.readiness(self._server)
         except NotReady as error:
             told = errors.problem_of(error)
             headers = {"content-type": errors.PROBLEM_JSON}
             raise HTTPException(told.status_code, bytes(told.body).decode(), headers) from error
-        return True
+        raise HTTPException(200, ready.model_dump_json(), {"content-type": "application/json"})

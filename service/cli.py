@@ -11,14 +11,14 @@ from typing import Annotated
 import typer
 
 from models.errors import InvalidConfig, PortInUse
-from models.store import Store
+from models.store import Store, is_url
 from service.settings import load_settings, server_environment
 
 GRACE_S = 30  # for requests under way when the server is told to stop
 
 
 def serve(
-    store: Annotated[Path, typer.Argument(help="Folder of the store, made by 'mu2net init'.")],
+    store: Annotated[str, typer.Argument(help="The store, made by 'mu2net init': a folder or an s3:// URL.")],
     port: Annotated[int, typer.Option(help="TCP port to listen on.", min=1, max=65535)] = 3000,
     host: Annotated[str, typer.Option(help="Address to bind: 127.0.0.1 for this machine only, 0.0.0.0 for all.")] = (
         "127.0.0.1"
@@ -28,13 +28,14 @@ def serve(
 
     Limits and other settings come from the environment as MU2NET_...
     """
-    opened = Store.open(store)
-    opened.routes(opened.release())  # reads every record, so that a damaged store is told here
     address = parse_address(host)
+    settings = load_settings(store)
+    opened = Store.open(store, cache=settings.cache)
+    opened.routes(opened.release())  # reads every record, so that a damaged store is told here
     check_port(address, port)
-    load_settings(store)
     home = Path.home() / ".cache" / "mu2net" / f"serve-{port}"  # BentoML's metrics; two servers must not share them
-    environment = server_environment(store=store.resolve(), bentoml_home=home)
+    place = store if is_url(store) else str(Path(store).resolve())
+    environment = server_environment(store=place, bind_address=address, bentoml_home=home)
     sys.stdout.flush()
     os.execve(sys.executable, bentoml_command(address, port), dict(environment))
 

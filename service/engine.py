@@ -85,7 +85,6 @@ class LoadedRoute:
         self.stages = stages
         self.prefixes = _prefixes(stages)
         self.flops = route.flops  # of one row, what the queue reckons with
-        self.golden_logits: np.ndarray | None = None  # what this process answered when the route went live
 
 
 def _prefixes(stages: tuple[LoadedStage, ...]) -> tuple[bytes, ...]:

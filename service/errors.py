@@ -28,6 +28,7 @@ STATUS: dict[type[errors.Mu2NetError], HTTPStatus] = {
     errors.NotFound: HTTPStatus.NOT_FOUND,
     errors.StoreNotFound: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.StoreError: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.WritingIsOff: HTTPStatus.FORBIDDEN,
     errors.NotReady: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.Overloaded: HTTPStatus.TOO_MANY_REQUESTS,
 }

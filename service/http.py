@@ -5,17 +5,19 @@ import time
 from collections.abc import Coroutine, Sequence
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import ClientDisconnect
 
 from models.errors import InvalidInput, UnknownTask
 from models.release import unknown_task
+from models.store import Current
 from service import errors, views
+from service.access import require_writing
 from service.metrics import NO_TASK
 from service.predictor import Answer
 from service.release import LoadedRelease
-from service.schemas import Classification, ManyClassifications, ReleaseList, TaskDetail, TaskList
+from service.schemas import Classification, ManyClassifications, Pointer, ReleaseList, TaskDetail, TaskList
 from service.server import Server
 from service.settings import metrics_folder
 from service.upload import IMAGE_FIELD, TASKS_FIELD, read_upload
@@ -33,6 +35,11 @@ ServerOf = Annotated[Server, Depends(_server)]
 Tasks = Annotated[list[str] | None, Query(description="names, separated by commas or repeated; or: all")]
 TopK = Annotated[int, Query(ge=1, le=10_000, description="how many classes to name, at most")]
 WithLogits = Annotated[bool, Query(alias="logits", description="add the logits of all classes")]
+Number = Annotated[int, Path(ge=0, le=10**9, description="a release's number")]
+Pin = Annotated[
+    int | None,
+    Header(alias="MU2NET-Release", ge=0, le=10**9, description="answer from this release, which must be resident"),
+]
 Limit = Annotated[int, Query(ge=1, le=1000, description="how many releases to list")]
 
 
@@ -42,6 +49,7 @@ def create_app() -> FastAPI:
     errors.install(app)
     _add_classify(app)
     _add_descriptions(app)
+    _add_releases(app)
     return app
 
 
@@ -50,20 +58,30 @@ def _add_classify(app: FastAPI) -> None:
 
     @app.post("/v1/tasks/{task}/classify", response_model_exclude_none=True, responses=problems, openapi_extra=_body())
     async def classify(
-        request: Request, server: ServerOf, task: str, top_k: TopK = 5, with_logits: WithLogits = False
+        request: Request,
+        server: ServerOf,
+        task: str,
+        top_k: TopK = 5,
+        with_logits: WithLogits = False,
+        pinned: Pin = None,
     ) -> Classification:
         """Classify one or several images with one task."""
-        release, (answer,) = await _answer(request, server, path_task=task)
+        release, (answer,) = await _answer(request, server, pinned, path_task=task)
         return views.classification(answer, release, top_k=top_k, with_logits=with_logits)
 
     @app.post(
         "/v1/classify", response_model_exclude_none=True, responses=problems, openapi_extra=_body(with_tasks=True)
     )
     async def classify_many(
-        request: Request, server: ServerOf, tasks: Tasks = None, top_k: TopK = 5, with_logits: WithLogits = False
+        request: Request,
+        server: ServerOf,
+        tasks: Tasks = None,
+        top_k: TopK = 5,
+        with_logits: WithLogits = False,
+        pinned: Pin = None,
     ) -> ManyClassifications:
         """Classify one or several images with several tasks; what the tasks share runs once."""
-        release, answers = await _answer(request, server, query_tasks=tasks or ())
+        release, answers = await _answer(request, server, pinned, query_tasks=tasks or ())
         return ManyClassifications(
             release=release.number,
             answers=[views.classification(a, release, top_k=top_k, with_logits=with_logits) for a in answers],
@@ -71,12 +89,17 @@ def _add_classify(app: FastAPI) -> None:
 
 
 async def _answer(
-    request: Request, server: Server, *, path_task: str | None = None, query_tasks: Sequence[str] = ()
+    request: Request,
+    server: Server,
+    pinned: int | None,
+    *,
+    path_task: str | None = None,
+    query_tasks: Sequence[str] = (),
 ) -> tuple[LoadedRelease, list[Answer]]:
-    """Answer from the release of this moment, and count it; given up when the client has gone."""
+    """Answer from the release of this moment or the pinned one, and count it; given up when the client has gone."""
     started, status, asked = time.monotonic(), 200, [NO_TASK]
     try:
-        release = server.predictor.ready_release()
+        release = server.predictor.ready_release(pinned)
         if path_task is not None:  # an unknown one is told before the body is read
             asked = [release.route(path_task).task]
         upload = await read_upload(
@@ -152,20 +175,33 @@ def _add_descriptions(app: FastAPI) -> None:
         """Describe one task: labels, quality, cost, lineage, and what it shares with whom."""
         return views.task_detail(server.predictor.loaded_release(), task)
 
-    @app.get("/v1/releases", responses=errors.responses(422))
-    def releases(server: ServerOf, limit: Limit = 20) -> ReleaseList:
-        """List the store's releases, which one answers, and why if it is not the active one."""
-        return views.release_list(
-            server.settings.store,
-            limit=limit,
-            serving=server.predictor.release,
-            status=server.watcher.status,
-            runtime=server.runtime,
-        )
-
     @app.get("/metrics", include_in_schema=False)
     def metrics(server: ServerOf) -> Response:
         return Response(server.metrics.render(metrics_folder()), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_releases(app: FastAPI) -> None:
+    @app.get("/v1/releases", responses=errors.responses(422))
+    def releases(server: ServerOf, limit: Limit = 20) -> ReleaseList:
+        """List the store's releases, which one answers, and why if it is not the active one."""
+        return views.release_list(server, limit=limit)
+
+    @app.post("/v1/releases/{number}/activate", responses=errors.responses(403, 404, 422, 503), status_code=202)
+    def activate(request: Request, server: ServerOf, number: Number) -> Pointer:
+        """Make a release the active one and hold it: no job moves on until a resume. Servers follow within seconds."""
+        require_writing(request, server.settings)
+        return _moved(server, server.store().activate(number))
+
+    @app.post("/v1/releases/resume", responses=errors.responses(403, 503), status_code=202)
+    def resume(request: Request, server: ServerOf) -> Pointer:
+        """End a hold: what was published meanwhile becomes active, on top of the release that is active now."""
+        require_writing(request, server.settings)
+        return _moved(server, server.store().resume())
+
+
+def _moved(server: Server, current: Current) -> Pointer:
+    server.watcher.look_soon()
+    return views.pointer(server, current)
 
 
 def _body(*, with_tasks: bool = False) -> dict[str, Any]:

@@ -50,8 +50,25 @@ class Metrics:
         )
         self.reloads = Counter("mu2net_reloads", "Releases taken up", registry=registry)
         self.reload_failures = Counter(
-            "mu2net_reload_failures", "Attempts to take up a release that failed", registry=registry
+            "mu2net_reload_failures", "Attempts to take up a release that failed", ["reason"], registry=registry
         )
+        self.active_release = Gauge(
+            "mu2net_active_release", "Number of the release that the store asks for", registry=registry,
+            multiprocess_mode="liveall",
+        )  # fmt: skip
+        self.release_skew = Gauge(
+            "mu2net_release_skew", "1 while another release answers than the store asks for", registry=registry,
+            multiprocess_mode="liveall",
+        )  # fmt: skip
+        self.resident_releases = Gauge(
+            "mu2net_resident_releases", "Releases in memory", registry=registry, multiprocess_mode="liveall"
+        )
+        self.reload_bytes = Counter("mu2net_reload_read_bytes", "Read from the store to take up releases",
+                                    registry=registry)  # fmt: skip
+        self.reload_subgraphs = Counter(
+            "mu2net_reload_subgraphs", "Subgraphs of releases taken up: added, reused, freed", ["outcome"],
+            registry=registry,
+        )  # fmt: skip
         self.reload_seconds = Histogram(
             "mu2net_reload_seconds", "Time to load, check and swap to a release", buckets=LATENCY_S, registry=registry
         )

@@ -11,6 +11,7 @@ from models.preprocess import ImageLimits, load_pixels
 from service.batcher import Batcher
 from service.engine import LoadedRoute, Logits, Pixels, Row
 from service.release import LoadedRelease
+from service.residents import Residents
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +23,12 @@ class Answer:
 
 
 class Predictor:
-    """Answers from `release`, which the watcher replaces; a call ends on the release it began on."""
+    """Answers from the resident releases; a call ends on the release it began on."""
 
-    def __init__(self, batcher: Batcher, *, limits: ImageLimits, decode_threads: int, timeout_s: float) -> None:
-        self.release: LoadedRelease | None = None
+    def __init__(
+        self, batcher: Batcher, residents: Residents, *, limits: ImageLimits, decode_threads: int, timeout_s: float
+    ) -> None:
+        self._residents = residents
         self._batcher = batcher
         self._limits = limits
         self._timeout_s = timeout_s
@@ -34,23 +37,30 @@ class Predictor:
     def stop(self) -> None:
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
+    @property
+    def release(self) -> LoadedRelease | None:
+        """Return the release of this moment, None before the first."""
+        return self._residents.live
+
     def loaded_release(self) -> LoadedRelease:
         """Return the release of this moment, which may have no task.
 
         Raises:
             NotReady: none has been loaded.
         """
-        if self.release is None:
+        release = self.release
+        if release is None:
             raise NotReady("not ready: no release has been loaded yet; /v1/releases says why, if it failed")
-        return self.release
+        return release
 
-    def ready_release(self) -> LoadedRelease:
-        """Return the release of this moment.
+    def ready_release(self, pinned: int | None = None) -> LoadedRelease:
+        """Return the release of this moment, or the one that is asked for.
 
         Raises:
             NotReady: none has been loaded, or it has no task.
+            ReleaseNotResident: the one that is asked for is not in memory.
         """
-        release = self.loaded_release()
+        release = self.loaded_release() if pinned is None else self._residents.pinned(pinned)
         if not release.routes:
             raise NotReady(f"not ready: release {release.number} has no task yet; add one with 'mu2net evolve'")
         return release

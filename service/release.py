@@ -1,9 +1,7 @@
 """A release in memory: every task's route with its subgraphs, each held once however many routes use it."""
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
 from weakref import WeakValueDictionary
 
 from models.component import ComponentRecord
@@ -42,14 +40,6 @@ class LoadedRelease:
             raise UnknownTask(unknown_task(task, self.routes)) from None
 
 
-@dataclass(frozen=True, slots=True)
-class LoadCost:
-    """What taking up a release took: counts of subgraphs."""
-
-    added: int
-    reused: int
-
-
 class StagePool:
     """The stages that any live release uses, by digest. Used from one thread only, the watcher's."""
 
@@ -57,34 +47,38 @@ class StagePool:
         self._runtime = runtime
         self._stages: WeakValueDictionary[SubgraphId, LoadedStage] = WeakValueDictionary()
 
-    def load_release(self, store: Store, number: int, previous: LoadedRelease | None) -> tuple[LoadedRelease, LoadCost]:
-        """Load release `number`; what `previous` or another live release holds is neither read nor made again.
+    @property
+    def provider(self) -> str:
+        return self._runtime.provider
+
+    def held(self) -> set[SubgraphId]:
+        """Return the subgraphs that are in memory now."""
+        return set(self._stages)
+
+    def load_release(self, store: Store, number: int, residents: Sequence[LoadedRelease]) -> LoadedRelease:
+        """Load release `number`; what a resident release holds is neither read nor made again.
 
         Raises:
             StoreError: a file is missing, damaged or of another format.
             InvalidRoute: a route that contradicts itself.
         """
         record = store.release(number)
-        loaded = {route.id: route for route in (previous.routes.values() if previous else ())}
-        before = set(self._stages)
+        loaded = {route.id: route for resident in residents for route in resident.routes.values()}
+        roots = {resident.record.root: resident.root for resident in residents}
         routes: dict[TaskName, LoadedRoute] = {}
-        checked: set[str] = set()  # components whose file this load has verified
         for task, route_id in record.tasks.items():
             kept = loaded.get(route_id)
-            routes[task] = kept if kept and kept.task == task else self._load_route(store, task, route_id, checked)
-        if previous and previous.record.root == record.root:
-            root = previous.root
-        else:
+            routes[task] = kept if kept and kept.task == task else self._load_route(store, task, route_id)
+        root = roots.get(record.root)
+        if root is None:
             root = store.route(record.root, needed_by=f"release {number} as its root")
-        used = {stage.id for route in routes.values() for stage in route.stages}
-        cost = LoadCost(added=len(used - before), reused=len(used & before))
-        return LoadedRelease(record, root, routes), cost
+        return LoadedRelease(record, root, routes)
 
-    def _load_route(self, store: Store, task: TaskName, route_id: RouteId, checked: set[str]) -> LoadedRoute:
+    def _load_route(self, store: Store, task: TaskName, route_id: RouteId) -> LoadedRoute:
         route = store.route(route_id, needed_by=f"task {task!r}")
         if route.task != task:
             raise InvalidRoute(f"route {route_id} is listed for task {task!r}, but says it is of {route.task!r}")
-        stages = tuple(self._stage(store, stage, task, checked) for stage in route.stages)
+        stages = tuple(self._stage(store, stage, task) for stage in route.stages)
         head = stages[-1]
         if not isinstance(head, Head) or head.num_classes != len(route.labels):
             raise InvalidRoute(
@@ -92,18 +86,16 @@ class StagePool:
             )
         return LoadedRoute(task, route_id, route, stages)
 
-    def _stage(self, store: Store, stage: Stage, task: TaskName, checked: set[str]) -> LoadedStage:
+    def _stage(self, store: Store, stage: Stage, task: TaskName) -> LoadedStage:
         held = self._stages.get(stage.subgraph)
         if held is None:
-            load = self._load_head if stage.kind == "head" else partial(self._load_subgraph, checked=checked)
+            load = self._load_head if stage.kind == "head" else self._load_subgraph
             held = self._stages[stage.subgraph] = load(store, stage, needed_by=f"task {task!r}")
         return held
 
-    def _load_subgraph(self, store: Store, stage: Stage, *, needed_by: str, checked: set[str]) -> LoadedStage:
-        for component in stage.components:
-            if component.id not in checked:
-                store.object_path(component.id, "safetensors", needed_by=needed_by)
-                checked.add(component.id)
+    def _load_subgraph(self, store: Store, stage: Stage, *, needed_by: str) -> LoadedStage:
+        for component in stage.components:  # read by the session, at the offsets that the graph has
+            store.object_path(component.id, "safetensors", needed_by=needed_by)
         path = store.object_path(stage.subgraph, "onnx", needed_by=needed_by)
         return Subgraph(stage.subgraph, path, self._runtime)
 

@@ -5,24 +5,25 @@ replaces one reference. Whatever fails leaves the old release serving, is told i
 `status`, and is tried again with growing pauses.
 """
 
-import ctypes
-import gc
 import logging
 import os
+import re
 import threading
 import time
 import weakref
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from models.errors import Mu2NetError
+from models.names import SubgraphId
 from models.store import Store
-from service.golden import RunRows, check_route
+from service.golden import Proofs, RunRows
+from service.memory import give_back, resident_bytes
 from service.metrics import Metrics
-from service.release import LoadCost, LoadedRelease, StagePool
+from service.release import LoadedRelease, StagePool
+from service.residents import Residents
 
 MAX_PAUSE_S = 30.0
 NICENESS = 10  # the thread's; requests go first where cores are short
@@ -35,10 +36,24 @@ class Failure:
     """A release that could not be taken up. `release` is None where the store could not even say which."""
 
     release: int | None
+    kind: str  # of the error, in kebab case, for programs
     error: str
     attempts: int
     last_attempt_at: str  # UTC, ISO 8601
     next_attempt_in_s: float  # counted from the last attempt
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadCost:
+    """What taking up a release took. Memory is this process's resident, None where the system does not say."""
+
+    seconds: float
+    bytes_read: int  # of the store
+    added: int  # subgraphs loaded
+    reused: int  # subgraphs that were in memory
+    freed: int  # subgraphs that no resident release has any more
+    memory_before: int | None
+    memory_after: int | None  # with the release before freed, as far as no request holds it
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +62,7 @@ class Reload:
 
     release: int
     taken_up_at: str  # UTC, ISO 8601
-    seconds: float
-    cost: LoadCost
+    cost: ReloadCost
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,29 +74,34 @@ class WatchStatus:
 
 
 class Watcher:
-    """Calls `on_release` with each release that has proved itself, from its own thread."""
+    """Puts each release that has proved itself in front of `residents`, from its own thread."""
 
     def __init__(
         self,
-        folder: Path,
+        location: str | Path,
         pool: StagePool,
         run: RunRows,
-        on_release: Callable[[LoadedRelease], None],
+        residents: Residents,
         *,
+        cache: Path | None = None,
         poll_interval_s: float,
         metrics: Metrics,
     ) -> None:
         self.status = WatchStatus()
-        self._folder = folder
+        self.active: int | None = None  # the release that the store asked for when it was last read
+        self._location = location
+        self._cache = cache
+        self._store: Store | None = None
         self._pool = pool
+        self._proofs = Proofs(pool.provider)
         self._run = run
-        self._on_release = on_release
+        self._residents = residents
         self._poll_interval_s = poll_interval_s
         self._metrics = metrics
-        self._live: LoadedRelease | None = None
         self._retired: list[weakref.ref[LoadedRelease]] = []
         self._retry_at = 0.0  # on the monotonic clock
-        self._stopped = threading.Event()
+        self._stopped = False
+        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watcher", daemon=True)
 
     def start(self) -> None:
@@ -90,15 +109,21 @@ class Watcher:
 
     def stop(self) -> None:
         """Ask the thread to end; a load under way ends first, unheeded, with the process."""
-        self._stopped.set()
+        self._stopped = True
+        self._wake.set()
+
+    def look_soon(self) -> None:
+        """Look at the store now instead of after the usual pause."""
+        self._wake.set()
 
     def _watch(self) -> None:
         with suppress(OSError, AttributeError):  # an advice to the system, where it can be given to a thread
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
-        while not self._stopped.is_set():
+        while not self._stopped:
+            self._wake.clear()
             self._look()
             self._free_retired()
-            self._stopped.wait(self._poll_interval_s)
+            self._wake.wait(self._poll_interval_s)
 
     def _look(self) -> None:
         """Take up the active release if it is another than the live one and no pause after a failure holds."""
@@ -106,16 +131,36 @@ class Watcher:
         try:
             if self._is_pausing(None):
                 return
-            store = Store.open(self._folder)
+            store = self._opened()
             wanted = store.current().release
+            self._tell_active(wanted)
             if self._is_pausing(wanted):
                 return
-            if self._live is None or self._live.number != wanted:
+            if self._serving() != wanted:
                 self._take_up(store, wanted)
             self.status = WatchStatus(self.status.last_reload)
         except Exception as error:  # this thread's boundary: no failure may end the watch or the serving
-            if not self._stopped.is_set():
+            if not self._stopped:
                 self._report(wanted, error)
+        self._metrics.release_skew.set(self.is_skewed)
+
+    def _opened(self) -> Store:
+        if self._store is None:
+            self._store = Store.open(self._location, cache=self._cache)
+        return self._store
+
+    def _serving(self) -> int | None:
+        live = self._residents.live
+        return None if live is None else live.number
+
+    def _tell_active(self, number: int) -> None:
+        self.active = number
+        self._metrics.active_release.set(number)
+
+    @property
+    def is_skewed(self) -> bool:
+        """Tell whether another release answers than the store asks for, as far as it could be read."""
+        return self.active is not None and self._serving() != self.active
 
     def _is_pausing(self, wanted: int | None) -> bool:
         """Tell whether the same failed too recently; another release than the failed one is tried at once."""
@@ -123,48 +168,81 @@ class Watcher:
         return failure is not None and failure.release == wanted and time.monotonic() < self._retry_at
 
     def _take_up(self, store: Store, number: int) -> None:
-        started = time.monotonic()
-        release, cost = self._pool.load_release(store, number, self._live)
-        for route in release.routes.values():
-            check_route(route, store, self._run)
-        self._on_release(release)  # the swap
-        if self._live is not None:
-            self._retired.append(weakref.ref(self._live))
-        self._live = release
-        seconds = time.monotonic() - started
-        self.status = WatchStatus(Reload(number, _now(), seconds, cost))
+        started, bytes_before, memory_before = time.monotonic(), store.bytes_read, resident_bytes()
+        held_before = self._pool.held()
+        release = self._residents.find(number)  # still in memory: going back is but a swap
+        if release is None:
+            release = self._pool.load_release(store, number, self._residents.held)
+        try:
+            for route in release.routes.values():
+                self._proofs.check(route, store, self._run)
+            dropped = self._residents.swap(release)
+        finally:
+            self._proofs.keep(route for held in self._residents.held for route in held.routes.values())
+        used = _subgraphs(release)
+        kept = {subgraph for held in self._residents.held for subgraph in _subgraphs(held)}
+        self._retired += map(weakref.ref, dropped)
+        cost = ReloadCost(
+            seconds=time.monotonic() - started,
+            bytes_read=store.bytes_read - bytes_before,
+            added=len(used - held_before),
+            reused=len(used & held_before),
+            freed=len(held_before - kept),
+            memory_before=memory_before,
+            memory_after=resident_bytes(),
+        )
+        self.status = WatchStatus(Reload(number, _now(), cost))
+        self._count(release, cost)
+
+    def _count(self, release: LoadedRelease, cost: ReloadCost) -> None:
         self._metrics.reloads.inc()
-        self._metrics.reload_seconds.observe(seconds)
-        self._metrics.release.set(number)
+        self._metrics.reload_seconds.observe(cost.seconds)
+        self._metrics.reload_bytes.inc(cost.bytes_read)
+        for outcome, count in (("added", cost.added), ("reused", cost.reused), ("freed", cost.freed)):
+            self._metrics.reload_subgraphs.labels(outcome).inc(count)
+        self._metrics.release.set(release.number)
         self._metrics.tasks.set(len(release.routes))
+        self._metrics.resident_releases.set(len(self._residents.held))
         log.info(
-            "release %d is live after %.2f s: %d tasks, %d subgraphs loaded, %d shared with the release before",
-            number, seconds, len(release.routes), cost.added, cost.reused,
+            "release %d is live after %.2f s: %d tasks; %d subgraphs loaded, %d reused, %d freed, %d bytes read",
+            release.number, cost.seconds, len(release.routes), cost.added, cost.reused, cost.freed, cost.bytes_read,
         )  # fmt: skip
 
     def _report(self, wanted: int | None, error: Exception) -> None:
         before = self.status.failure
         attempts = 1 if before is None or before.release != wanted else before.attempts + 1
         pause_s = min(self._poll_interval_s * 2 ** min(attempts, 16), MAX_PAUSE_S)
-        text = str(error) if isinstance(error, Mu2NetError) else f"{type(error).__name__}: {error}"
+        expected = isinstance(error, Mu2NetError)
+        text = str(error) if expected else f"{type(error).__name__}: {error}"
+        kind = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", type(error).__name__).lower()
         self._retry_at = time.monotonic() + pause_s
-        self.status = WatchStatus(self.status.last_reload, Failure(wanted, text, attempts, _now(), pause_s))
-        self._metrics.reload_failures.inc()
-        serving = "no release" if self._live is None else f"release {self._live.number}"
+        failure = Failure(wanted, kind, text, attempts, _now(), pause_s)
+        self.status = WatchStatus(self.status.last_reload, failure)
+        self._metrics.reload_failures.labels(kind).inc()
+        serving = self._serving()
         log.error(
             "release %s cannot be taken up (attempt %d, again in %.1f s), %s keeps answering: %s",
-            "of the store" if wanted is None else wanted, attempts, pause_s, serving, text,
-            exc_info=None if isinstance(error, Mu2NetError) else error,
+            "of the store" if wanted is None else wanted, attempts, pause_s,
+            "no release" if serving is None else f"release {serving}", text,
+            exc_info=None if expected else error,
         )  # fmt: skip
+        error.__traceback__ = None  # its frames hold what was half loaded
+        give_back()
 
     def _free_retired(self) -> None:
         """Give memory back to the system once the last request of an old release has ended."""
         left = [reference for reference in self._retired if reference() is not None]
         if len(left) < len(self._retired):
             self._retired = left
-            gc.collect()
-            with suppress(OSError, AttributeError):  # glibc only; elsewhere the allocator decides
-                ctypes.CDLL("libc.so.6").malloc_trim(0)
+            give_back()
+            last = self.status.last_reload
+            if last is not None:
+                last = replace(last, cost=replace(last.cost, memory_after=resident_bytes()))
+                self.status = WatchStatus(last, self.status.failure)
+
+
+def _subgraphs(release: LoadedRelease) -> set[SubgraphId]:
+    return {stage.id for route in release.routes.values() for stage in route.stages}
 
 
 def _now() -> str:

@@ -106,19 +106,44 @@ class ReleaseSummary(BaseModel):
 
 
 class ReloadView(BaseModel):
+    """What the last reload of this server took."""
+
     release: int
     taken_up_at: str
     seconds: float
+    bytes_read: int = Field(description="of the store")
     subgraphs_added: int
     subgraphs_reused: int
+    subgraphs_freed: int
+    memory_before: int | None = Field(description="resident bytes of the process; null where the system does not say")
+    memory_after: int | None
 
 
 class FailureView(BaseModel):
     release: int | None = Field(description="null where the store could not be read at all")
+    kind: str = Field(description="short name of the kind of error, for programs")
     error: str
     attempts: int
     last_attempt_at: str
     next_attempt_in_s: float
+
+
+class Pointer(BaseModel):
+    """What the store asks for after a change of it, and what this server answers from meanwhile."""
+
+    active: int
+    held: bool
+    pending: list[int]
+    serving: int | None
+
+
+class Readiness(BaseModel):
+    """The body of /readyz where a release answers."""
+
+    release: int = Field(description="the release this process answers from")
+    active: int | None = Field(description="the release the store asks for, when it was last read")
+    skewed: bool = Field(description="these differ: a load is under way, or has failed")
+    failure: FailureView | None = Field(description="why it has failed")
 
 
 class EngineView(BaseModel):
@@ -131,6 +156,8 @@ class ReleaseList(BaseModel):
     serving: int | None = Field(description="the release this server answers from")
     active: int | None = Field(description="the release the store asks for; null where it cannot be read")
     held: bool | None = Field(description="a person chose the active release, and publishing leaves it alone")
+    pending: list[int] = Field(description="published while held, oldest first; a resume makes their changes active")
+    resident: list[int] = Field(description="releases that a request may ask for with MU2NET-Release, the live first")
     last_reload: ReloadView | None
     failure: FailureView | None = Field(description="why the active release is not the one serving")
     engine: EngineView

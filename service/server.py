@@ -4,12 +4,14 @@ import logging
 from dataclasses import dataclass
 from functools import partial
 
+from models.store import Store
 from service import engine
 from service.batcher import Batcher
 from service.metrics import Metrics
 from service.predictor import Predictor
-from service.release import LoadedRelease, StagePool
+from service.release import StagePool
 from service.reload import Watcher
+from service.residents import Residents
 from service.runtime import Runtime, start_runtime
 from service.settings import Settings
 
@@ -24,8 +26,13 @@ class Server:
     runtime: Runtime
     metrics: Metrics
     batcher: Batcher
+    residents: Residents
     predictor: Predictor
     watcher: Watcher
+
+    def store(self) -> Store:
+        """Open the store; StoreNotFound or StoreUnreachable if it has gone."""
+        return Store.open(self.settings.store, cache=self.settings.cache)
 
     def start(self) -> None:
         self.batcher.start()
@@ -52,22 +59,22 @@ def build_server(settings: Settings, metrics: Metrics) -> Server:
         max_queue_images=settings.max_queue_images,
         metrics=metrics,
     )
+    residents = Residents(settings.resident_releases)
     predictor = Predictor(
         batcher,
+        residents,
         limits=settings.image_limits,
         decode_threads=settings.decode_threads,
         timeout_s=settings.timeout_s,
     )
 
-    def swap(release: LoadedRelease) -> None:
-        predictor.release = release
-
     watcher = Watcher(
         settings.store,
         StagePool(runtime),
         batcher.run_in_turn,
-        swap,
+        residents,
+        cache=settings.cache,
         poll_interval_s=settings.poll_interval_s,
         metrics=metrics,
     )
-    return Server(settings, runtime, metrics, batcher, predictor, watcher)
+    return Server(settings, runtime, metrics, batcher, residents, predictor, watcher)

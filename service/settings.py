@@ -22,12 +22,15 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True)
 
-    store: Path = Field(description="folder of the store to serve from")
+    store: str = Field(description="the store to serve from: a folder, or a URL such as s3://...")
+    cache: Path | None = Field(None, description="folder that keeps what was read of a store behind a URL")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA where it is usable")
     engine_threads: int = Field(0, ge=0, le=1024, description="threads of arithmetic; 0 takes every usable core")
     decode_threads: int = Field(2, ge=1, le=256, description="threads that decode images")
     poll_interval_s: float = Field(1.0, ge=0.05, le=3600, description="seconds between looks for a new release")
     timeout_s: float = Field(30.0, gt=0, le=3600, description="seconds after which a waiting request is given up")
+    resident_releases: int = Field(2, ge=1, le=100, description="releases in memory: the live one and those before it")
+    bind_address: str = Field("", description="IP address that the server binds, set by 'mu2net serve'")
     max_image_bytes: int = Field(20 * 2**20, ge=1, description="bytes of one encoded image")
     max_image_pixels: int = Field(50_000_000, ge=1, description="width times height of one image")
     max_request_bytes: int = Field(64 * 2**20, ge=1, description="bytes of one request's body")
@@ -41,7 +44,7 @@ class Settings(BaseSettings):
         return ImageLimits(max_bytes=self.max_image_bytes, max_pixels=self.max_image_pixels)
 
 
-def load_settings(store: Path | None = None) -> Settings:
+def load_settings(store: str | None = None) -> Settings:
     """Return the settings of this process's environment; `store`, if given, goes before `MU2NET_STORE`.
 
     Raises:
@@ -67,12 +70,12 @@ def _problems(error: ValidationError) -> list[str]:
     return lines
 
 
-def server_environment(*, store: Path, bentoml_home: Path) -> Mapping[str, str]:
+def server_environment(*, store: str, bind_address: str, bentoml_home: Path) -> Mapping[str, str]:
     """Return this process's environment with what a server process started from it needs.
 
     `bentoml_home` is left alone where it is set already.
     """
-    own = {"MU2NET_STORE": str(store), "BENTOML_DO_NOT_TRACK": "True"}
+    own = {"MU2NET_STORE": store, "MU2NET_BIND_ADDRESS": bind_address, "BENTOML_DO_NOT_TRACK": "True"}
     return {"BENTOML_HOME": str(bentoml_home)} | os.environ | own
 
 

@@ -2,19 +2,17 @@
 
 import dataclasses
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 
 from models.errors import NotFound, StoreError
 from models.names import ComponentId
 from models.release import Release
-from models.store import Current, Store
+from models.store import Current
 from service.engine import Logits
 from service.predictor import Answer
 from service.release import LoadedRelease
 from service.reload import WatchStatus
-from service.runtime import Runtime
 from service.schemas import (
     Classification,
     ComponentView,
@@ -22,8 +20,10 @@ from service.schemas import (
     FailureView,
     ImageResult,
     LineageView,
+    Pointer,
     Prediction,
     QualityView,
+    Readiness,
     ReleaseList,
     ReleaseSummary,
     ReloadView,
@@ -31,6 +31,7 @@ from service.schemas import (
     TaskDetail,
     TaskSummary,
 )
+from service.server import Server
 
 
 def classification(answer: Answer, release: LoadedRelease, *, top_k: int, with_logits: bool) -> Classification:
@@ -99,9 +100,7 @@ def task_detail(release: LoadedRelease, task: str) -> TaskDetail:
     )
 
 
-def release_list(
-    folder: Path, *, limit: int, serving: LoadedRelease | None, status: WatchStatus, runtime: Runtime
-) -> ReleaseList:
+def release_list(server: Server, *, limit: int) -> ReleaseList:
     """Return what the store has and what this server does about it; reads the store's release files.
 
     A store that cannot be read leaves `active` unknown: `failure` has the watcher's reason.
@@ -109,18 +108,49 @@ def release_list(
     current: Current | None = None
     releases: list[ReleaseSummary] = []
     with suppress(StoreError, NotFound, OSError):
-        store = Store.open(folder)
+        store = server.store()
         current = store.current()
         releases = [_release_summary(store.release(number)) for number in store.release_numbers()[::-1][:limit]]
+    status, runtime = server.watcher.status, server.runtime
+    resident = [held.number for held in server.residents.held]
     return ReleaseList(
-        serving=None if serving is None else serving.number,
+        serving=resident[0] if resident else None,
         active=None if current is None else current.release,
         held=None if current is None else current.is_held,
+        pending=[] if current is None else list(current.pending),
+        resident=resident,
         last_reload=_reload(status),
-        failure=None if status.failure is None else FailureView(**dataclasses.asdict(status.failure)),
+        failure=_failure(status),
         engine=EngineView(provider=runtime.provider, threads=runtime.threads, onnxruntime=runtime.version),
         releases=releases,
     )
+
+
+def readiness(server: Server) -> Readiness:
+    """Return for /readyz which release answers, and whether it is the one that is wanted.
+
+    Raises:
+        NotReady: no release with a task has proved itself yet.
+    """
+    release = server.predictor.ready_release()
+    watcher = server.watcher
+    return Readiness(
+        release=release.number, active=watcher.active, skewed=watcher.is_skewed, failure=_failure(watcher.status)
+    )
+
+
+def pointer(server: Server, current: Current) -> Pointer:
+    live = server.residents.live
+    return Pointer(
+        active=current.release,
+        held=current.is_held,
+        pending=list(current.pending),
+        serving=None if live is None else live.number,
+    )
+
+
+def _failure(status: WatchStatus) -> FailureView | None:
+    return None if status.failure is None else FailureView(**dataclasses.asdict(status.failure))
 
 
 def _reload(status: WatchStatus) -> ReloadView | None:
@@ -130,9 +160,13 @@ def _reload(status: WatchStatus) -> ReloadView | None:
     return ReloadView(
         release=last.release,
         taken_up_at=last.taken_up_at,
-        seconds=last.seconds,
+        seconds=last.cost.seconds,
+        bytes_read=last.cost.bytes_read,
         subgraphs_added=last.cost.added,
         subgraphs_reused=last.cost.reused,
+        subgraphs_freed=last.cost.freed,
+        memory_before=last.cost.memory_before,
+        memory_after=last.cost.memory_after,
     )
 
 

@@ -11,7 +11,7 @@ from evolve.export import StoredComponent, block_graph, embed_graph, head_graph
 from evolve.network import assemble, build_part
 from evolve.publish import create_store
 from models.component import ComponentKind, ComponentRecord
-from models.names import ComponentId, GoldenId, SubgraphId, TaskName
+from models.names import ComponentId, GoldenId, RouteId, SubgraphId, TaskName
 from models.preprocess import scale_pixels
 from models.release import Release
 from models.root import load_root, resized_pos_embed
@@ -46,13 +46,22 @@ def make_store(folder: Path, *plans: TaskPlan) -> Store:
 
 def add_task(store: Store, plan: TaskPlan) -> Release:
     """Store a route made after `plan` and release it."""
-    route_id = store.put_route(_route(store, plan))
+    route_id = store_route(store, plan)
     return store.publish(lambda tasks: {**tasks, TaskName(plan.name): route_id}, reason=f"{plan.name} by hand")
+
+
+def store_route(store: Store, plan: TaskPlan) -> RouteId:
+    """Store a route made after `plan`, with all it needs, and release nothing."""
+    return store.put_route(_route(store, plan))
 
 
 def torch_logits(store: Store, task: str, pixels: np.ndarray) -> np.ndarray:
     """Return what the offline evaluation, in torch, says of uint8 pixels [n, size, size, 3]."""
-    route = store.routes(store.release())[TaskName(task)]
+    return route_logits(store, store.routes(store.release())[TaskName(task)], pixels)
+
+
+def route_logits(store: Store, route: Route, pixels: np.ndarray) -> np.ndarray:
+    """Return the same of any stored route."""
     kinds = [component.kind for component in route.components]
     parts = [build_part(c.kind, _read(store, c.id), route.network) for c in route.components]
     with torch.no_grad():
@@ -66,12 +75,12 @@ def _route(store: Store, plan: TaskPlan) -> Route:
     parts: list[tuple[ComponentKind, Weights]] = []
     blocks = 0
     for component in (found for found in root.components if found.kind != "head"):
+        if component.kind == "block" and blocks >= plan.depth:
+            continue
         weights = _read(store, component.id)
         if component.kind == "pos_embed":
             weights = dict(resized_pos_embed(weights, plan.image_size, root.network.patch_size))
         if component.kind == "block":
-            if blocks >= plan.depth:
-                continue
             if blocks in plan.adapters:
                 parts.append(("adapter", _adapter(rng, root.network.embed_dim, plan.adapters[blocks])))
             if blocks in plan.own_blocks:

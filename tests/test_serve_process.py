@@ -157,7 +157,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 def test_a_missing_store_is_told(tmp_path: Path) -> None:
     with pytest.raises(StoreNotFound, match="it has no file CURRENT; make one with 'mu2net init"):
-        serve(tmp_path)
+        serve(str(tmp_path))
 
 
 def test_a_damaged_store_is_told(store: Store) -> None:
@@ -166,13 +166,13 @@ def test_a_damaged_store_is_told(store: Store) -> None:
     with pytest.raises(
         StoreError, match=rf"{record.name} is damaged: its sha256 is .*; needed by task 'first' of release"
     ):
-        serve(store.folder)
+        serve(str(store.folder))
 
 
 def test_an_unknown_setting_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MU2NET_QUEUE", "3")
-    with pytest.raises(InvalidConfig, match="unknown setting MU2NET_QUEUE; known settings: MU2NET_DECODE_THREADS, "):
-        serve(store.folder, port=free_port())
+    with pytest.raises(InvalidConfig, match="unknown setting MU2NET_QUEUE; known settings: MU2NET_BIND_ADDRESS, "):
+        serve(str(store.folder), port=free_port())
 
 
 def test_a_port_in_use_is_told(store: Store) -> None:
@@ -181,7 +181,7 @@ def test_a_port_in_use_is_told(store: Store) -> None:
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(PortInUse) as caught:
-            serve(store.folder, port=port)
+            serve(str(store.folder), port=port)
     assert str(caught.value) == (
         f"port {port} on 127.0.0.1 is in use by another program: stop it, or choose another with --port"
     )

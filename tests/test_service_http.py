@@ -62,7 +62,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def served(store: Path, *, is_ready: bool = True, **settings: Any) -> Iterator[tuple[TestClient, Server]]:
     """Serve a store in this process until the block ends."""
     server = build_server(
-        Settings(store=store, device="cpu", poll_interval_s=0.05, **settings), Metrics(CollectorRegistry())
+        Settings(store=str(store), device="cpu", poll_interval_s=0.05, **settings), Metrics(CollectorRegistry())
     )
     app = create_app()
     app.state.server = server
