@@ -119,7 +119,7 @@ def chain(folder: Path) -> Raw:
 
 def _loaded(place: Place) -> LoadedRelease:
     store = Store.open(place.folder / place.store)
-    return StagePool(start_runtime("cpu", 0)).load_release(store, store.current().release, None)[0]
+    return StagePool(start_runtime("cpu", 0)).load_release(store, store.current().release, [])
 
 
 def _alternate(first: Callable[[], object], second: Callable[[], object], *, seconds: float) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from service.runtime import start_runtime
 
 def create_app(arguments: Arguments) -> FastAPI:
     store = Store.open(arguments.folder / arguments.prefix)
-    release, _ = StagePool(start_runtime("cpu", 0)).load_release(store, store.current().release, None)
+    release = StagePool(start_runtime("cpu", 0)).load_release(store, store.current().release, [])
     app = FastAPI()
 
     @app.post("/classify/{task}")
