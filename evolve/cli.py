@@ -5,19 +5,29 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from models.commands import JsonOption, StoreArgument, accuracy_text
-from models.names import parse_task_name
+from models.names import TaskName, parse_task_name
 from models.store import Store
+
+if TYPE_CHECKING:
+    from evolve.config import EvolveConfig
+    from evolve.run import Outcome
+    from evolve.source import Columns
+    from evolve.suites import SuiteTask
 
 if find_spec("torch") is None:
     raise ModuleNotFoundError("evolving needs torch: install mu2net[evolve]", name="torch")
 
 Triple = tuple[float, float, float]
+DATA_HELP = (
+    "Labelled images: a folder or zip with a folder per class, perhaps in train/ and test/; a CSV manifest with path, "
+    "label and perhaps split; parquet; or hub:owner/name of the Hugging Face hub."
+)
 
 
 def init(
@@ -52,11 +62,16 @@ def init(
 
 def evolve(
     store: StoreArgument,
-    task: Annotated[str, typer.Argument(help="The task's name; a known one is improved.", show_default=False)],
-    data: Annotated[
-        Path,
-        typer.Option(help="Labelled images: a folder or zip with a folder per class, perhaps in train/ and test/."),
-    ],
+    task: Annotated[
+        str | None, typer.Argument(help="The task's name; a known one is improved.", show_default=False)
+    ] = None,
+    data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="Evolve all tasks of one of the paper's suites, in order; see evolve/suites.py.")
+    ] = None,
+    data_root: Annotated[Path | None, typer.Option(help="The folder with local copies of a suite's tasks.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Of a CSV, parquet or hub table.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Of a CSV, parquet or hub table.")] = None,
     preset: Annotated[str | None, typer.Option(help="Settings of the paper, by name; see evolve/presets.")] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file with settings.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="One setting, as key=value; repeatable.")] = None,
@@ -80,28 +95,99 @@ def evolve(
     An interrupted run is taken up again by the same command.
     """
     from evolve.config import load_config
+    from evolve.source import Columns
 
-    name = parse_task_name(task)
     opened = Store.open(store)
     resolved = load_config(config, settings or [], preset=preset)
+    columns = Columns(image_column, label_column)
+    for name, (source, its_columns) in _sources(task, data, suite, data_root, columns).items():
+        outcome = _evolve_one(
+            opened,
+            name,
+            source,
+            resolved,
+            columns=its_columns,
+            private=private,
+            from_release=from_release,
+            skip_unreadable=skip_unreadable,
+            workers=workers,
+            plain=plain,
+        )
+        if profile:
+            _print_profile(outcome)
+        if as_json:
+            typer.echo(json.dumps(_summary(name, outcome)))
+        else:
+            _print_outcome(name, outcome)
 
+
+def _sources(
+    task: str | None, data: str | None, suite: str | None, data_root: Path | None, columns: "Columns"
+) -> "dict[TaskName, tuple[str, Columns]]":
+    """Return what to evolve, in order, and from where.
+
+    Raises:
+        BadParameter: options that do not go together.
+    """
+    from evolve.suites import locate
+    from evolve.suites import suite as tasks_of
+
+    if suite is None:
+        missing = "argument 'TASK'" if task is None else "option '--data'" if data is None else None
+        if missing is not None:
+            raise typer.BadParameter(
+                f"Missing {missing}: give a task's name and --data, or --suite for the paper's tasks"
+            )
+        if data_root is not None:
+            raise typer.BadParameter("--data-root goes with --suite: leave it out")
+        assert task is not None
+        assert data is not None
+        return {parse_task_name(task): (data, columns)}
+    if task is not None or data is not None:
+        raise typer.BadParameter(f"--suite {suite} names tasks and data itself: leave the task's name and --data out")
+    tasks = tasks_of(suite)
+    found = locate(tasks, data_root)
+    return {task.name: (found[task.name], _columns(task, found[task.name], columns)) for task in tasks}
+
+
+def _columns(task: "SuiteTask", source: str, given: "Columns") -> "Columns":
+    """Return those that the suite knows of the hub's table; a local copy may have others."""
+    from evolve.source import HUB_PREFIX
+
+    return task.columns if source.startswith(HUB_PREFIX) else given
+
+
+def _evolve_one(
+    opened: Store,
+    name: TaskName,
+    source: str,
+    config: "EvolveConfig",
+    *,
+    columns: "Columns",
+    private: bool,
+    from_release: int | None,
+    skip_unreadable: bool,
+    workers: int | None,
+    plain: bool,
+) -> "Outcome":
     import torch  # after what can be refused at once: it takes seconds
 
     from evolve.local_executor import LocalExecutor, default_workers
     from evolve.loop import evolve_task, one_after_another
     from evolve.progress import ProgressDisplay
+    from evolve.source import as_image_folder
     from evolve.task import load_task
-    from evolve.throughput import profile_table
 
     console = Console(stderr=True)
+    cache = opened.folder / "work"
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    workers = workers or default_workers(threads=resolved.threads, device=device)
+    workers = workers or default_workers(threads=config.threads, device=device)
     with LocalExecutor(workers) as side_by_side, ProgressDisplay(console) as display:
         loaded = load_task(
             name,
-            data,
-            seed=resolved.seed,
-            cache_folder=opened.folder / "work" / "pixels",
+            as_image_folder(source, cache, columns),
+            seed=config.seed,
+            cache_folder=cache / "pixels",
             skip_unreadable=skip_unreadable,
             progress=display.decoding,
         )
@@ -111,34 +197,42 @@ def evolve(
         if former is not None and former.labels != loaded.labels:
             console.print(f"[yellow]note:[/] {label_changes(former.labels, loaded.labels)}", highlight=False)
         try:
-            outcome = evolve_task(
+            return evolve_task(
                 loaded,
                 opened,
-                resolved,
+                config,
                 private=private,
                 from_release=from_release,
                 execute=one_after_another if plain else side_by_side,
-                report=display.candidate(resolved),
+                report=display.candidate(config),
             )
         except KeyboardInterrupt:
             console.print("stopped; the finished generations are kept: the same command goes on from there")
             raise
-    if profile:
-        console.print(profile_table(outcome.throughput))
+
+
+def _print_profile(outcome: "Outcome") -> None:
+    from evolve.throughput import profile_table
+
+    Console(stderr=True).print(profile_table(outcome.throughput))
+
+
+def _summary(name: TaskName, outcome: "Outcome") -> dict[str, object]:
     quality = outcome.route.quality
-    if as_json:
-        summary = {
-            "task": name,
-            "release": outcome.release.number,
-            "route": outcome.route_id,
-            "is_new": outcome.is_new,
-            "trained_images": outcome.trained_images,
-            "quality": asdict(quality) if quality else None,
-        }
-        typer.echo(json.dumps(summary))
-        return
-    news = f"published in release {outcome.release.number}" if outcome.is_new else "kept: nothing better was found"
+    return {
+        "task": name,
+        "release": outcome.release.number,
+        "route": outcome.route_id,
+        "is_new": outcome.is_new,
+        "trained_images": outcome.trained_images,
+        "quality": asdict(quality) if quality else None,
+    }
+
+
+def _print_outcome(name: TaskName, outcome: "Outcome") -> None:
+    quality = outcome.route.quality
     assert quality is not None, "a task's route has a quality"
+    news = f"published in release {outcome.release.number}" if outcome.is_new else "kept: nothing better was found"
     Console().print(
         f"{name}: {news}; validation accuracy {accuracy_text(quality.validation_accuracy)}, "
         f"to be expected {accuracy_text(quality.expected_accuracy)}, "

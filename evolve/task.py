@@ -254,6 +254,36 @@ def load_task(
     )
 
 
+def load_images(
+    path: Path, labels: Sequence[str], *, cache_folder: Path, limits: DataLimits = DataLimits()
+) -> LabelledImages:
+    """Return images to be judged, labelled by a route's classes: the test part, or all where there are no parts.
+
+    Classes may be missing; images must all be readable.
+
+    Raises:
+        InvalidData: no such images, or a class that is not among `labels`.
+    """
+    with open_image_folder(path, limits) as folder:
+        unknown = sorted(set(folder.labels) - set(labels))
+        if unknown:
+            raise InvalidData(
+                f"{str(path)!r} has the class {unknown[0]!r}, which the route does not know; its classes are "
+                f"{', '.join(labels[:20])}: rename or remove the folder, or evolve the task with these images"
+            )
+        entries = [entry for entry in folder.entries if entry.split == "test"] or list(folder.entries)
+        index = [labels.index(label) for label in folder.labels]
+        digest_of = dict(zip(folder.entries, _digests(folder), strict=True))
+    return LabelledImages(
+        tuple(entry.name for entry in entries),
+        np.array([index[entry.label] for entry in entries], dtype=np.int64),
+        tuple(digest_of[entry] for entry in entries),
+        path.absolute(),
+        limits,
+        cache_folder.absolute(),
+    )
+
+
 def _digests(folder: ImageFolder) -> list[str]:
     def digest(entry: ImageEntry) -> str:
         try:

@@ -1,0 +1,171 @@
+"""What a user would do instead of evolving, in the same harness: tuned baselines of the same root.
+
+Fine-tune everything, freeze the bottom k blocks, adapters of width d everywhere, train norm and head alone
+(the families of the paper's notebook). Each is a candidate whose trainable parts are fixed, trained by the
+plain path. All that a family trains counts: finding its learning rate and image size as well.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from evolve.ancestry import Ancestry
+from evolve.candidate import Candidate, Part, seed_candidate
+from evolve.hparams import DataHParams, OptimiserHParams
+from evolve.mutation import Nursery, new_adapter, resized
+from evolve.network import build_network
+from evolve.pool import WeightPool
+from evolve.task import Task
+from evolve.train import Trained, TrainPlan, accuracy, train_candidate
+from models.errors import InvalidConfig
+from models.store import Store
+
+DEFAULT_FAMILIES = ("finetune", "freeze:6", "adapters:32", "probe")
+LEARNING_RATES = (0.005, 0.02, 0.05)  # .02 was good for all trained, .05 is for few weights; see `Harness.run`
+TUNING_SHARE = 0.5  # of a family's images, spent evenly on the grid of learning rates and image sizes
+VALIDATIONS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Which parts a baseline trains. `frozen_blocks` counts from the bottom."""
+
+    name: str
+    frozen_blocks: int
+    trains_embedding: bool
+    adapter_dim: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One training run of a family."""
+
+    learning_rate: float
+    image_size: int
+    images: int
+    validation_accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineResult:
+    """The best run of a family, by validation accuracy, and all that it took."""
+
+    family: str
+    image_size: int
+    learning_rate: float
+    validation_accuracy: float
+    test_accuracy: float | None
+    parameters: int
+    own_parameters: int  # trained for this task; the rest is the root's
+    flops: int
+    trained_images: int
+    seconds: float
+    trials: tuple[Trial, ...]
+
+
+def parse_family(text: str, depth: int) -> Family:
+    """Return the family of `finetune`, `freeze:K`, `adapters:D` or `probe`; InvalidConfig for all else."""
+    kind, _, number = text.partition(":")
+    value = int(number) if number.isdecimal() else None
+    if text == "finetune":
+        return Family(text, 0, trains_embedding=True)
+    if text == "probe":
+        return Family(text, depth, trains_embedding=False)
+    if kind == "freeze" and value is not None and value <= depth:
+        return Family(text, value, trains_embedding=False)
+    if kind == "adapters" and value:
+        return Family(text, depth, trains_embedding=False, adapter_dim=value)
+    raise InvalidConfig(
+        f"there is no family {text!r}: use finetune, freeze:K with K up to {depth} blocks, adapters:D, or probe"
+    )
+
+
+class Harness:
+    """Trains baselines of a store's root on one task; weights go to a folder of their own and are not published."""
+
+    def __init__(
+        self, store: Store, task: Task, *, image_sizes: tuple[int, ...], images: int, seed: int = 0, threads: int = 2
+    ) -> None:
+        if images < 1:
+            raise InvalidConfig(f"{task.name!r} has no route that says how many images to train on: give --images")
+        self._task = task
+        self._images = images
+        self._sizes = image_sizes
+        self._threads = threads
+        self._seed = seed
+        self._route = store.root()
+        self._pool = WeightPool(store, store.folder / "work" / f"{task.name}-baselines")
+        root = seed_candidate("root", self._route, self._route.component_ids, OptimiserHParams())
+        ancestry = Ancestry(lambda _: None, lambda name, route: root)
+        ancestry.add(root)
+        self._nursery = Nursery(root, self._route.network, task.labels, self._pool, ancestry, 0, self._route.depth)
+
+    def run(self, family: Family) -> BaselineResult:
+        """Tune and train a family.
+
+        Half of its images are spent evenly on all learning rates and image sizes, the other half on the best
+        setting, from the start; the best of all runs by validation accuracy is the result.
+        """
+        grid = [(rate, size) for size in self._sizes for rate in LEARNING_RATES]
+        runs = [self._train(family, rate, size, self._images * TUNING_SHARE / len(grid)) for rate, size in grid]
+        rate, size = grid[int(np.argmax([run.quality for run in runs]))]
+        runs.append(self._train(family, rate, size, self._images - sum(run.images for run in runs)))
+        best = max(reversed(runs), key=lambda run: run.quality)
+        return self._result(family, best, runs)
+
+    def _train(self, family: Family, rate: float, image_size: int, images: float) -> Trained:
+        candidate = self._candidate(family, rate, image_size)
+        return train_candidate(candidate, self._task, self._pool, self._plan(int(images)))
+
+    def _candidate(self, family: Family, rate: float, image_size: int) -> Candidate:
+        root = resized(self._nursery.root, DataHParams(image_size), self._nursery)
+        patch_embed, pos_embed, *blocks, norm = (part for part in root.parts if part.component.kind != "head")
+        rng = np.random.default_rng(self._seed)
+        parts = [replace(part, is_own=family.trains_embedding) for part in (patch_embed, pos_embed)]
+        for at, block in enumerate(blocks):
+            if family.adapter_dim is not None:
+                weights = new_adapter(self._route.network.embed_dim, family.adapter_dim, rng)
+                parts.append(self._nursery.new_part("adapter", weights))
+            parts.append(Part(block.component, is_own=at >= family.frozen_blocks))
+        parts += [Part(norm.component, is_own=True), self._nursery.new_head()]
+        hparams = OptimiserHParams(learning_rate=rate)
+        return Candidate(family.name, "root", tuple(parts), self._task.labels, hparams, root.data)
+
+    def _plan(self, images: int) -> TrainPlan:
+        batch_size = min(64, len(self._task.train))
+        return TrainPlan(
+            images=max(batch_size, images // batch_size * batch_size),  # never more than is allowed, but one batch
+            batch_size=batch_size,
+            validations=VALIDATIONS,
+            seed=(self._seed, 0),
+            network=self._route.network,
+            preprocessing=self._route.preprocessing,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            threads=self._threads,
+        )
+
+    def _result(self, family: Family, best: Trained, runs: list[Trained]) -> BaselineResult:
+        candidate = best.candidate
+        network, _ = build_network(candidate.parts, self._pool, self._route.network)
+        plan = self._plan(1)
+        size = candidate.data.image_size
+        test = self._task.test
+        return BaselineResult(
+            family=family.name,
+            image_size=size,
+            learning_rate=candidate.hparams.learning_rate,
+            validation_accuracy=best.quality,
+            test_accuracy=accuracy(network.to(plan.device), test, size, plan) if test is not None else None,
+            parameters=sum(part.component.parameters for part in candidate.parts),
+            own_parameters=sum(part.component.parameters for part in candidate.parts if part.is_own),
+            flops=candidate.flops(self._route.network),
+            trained_images=sum(run.images for run in runs),
+            seconds=sum(run.seconds for run in runs),
+            trials=tuple(_trial(run) for run in runs),
+        )
+
+
+def _trial(run: Trained) -> Trial:
+    candidate = run.candidate
+    return Trial(candidate.hparams.learning_rate, candidate.data.image_size, run.images, run.quality)

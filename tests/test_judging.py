@@ -1,0 +1,93 @@
+"""What routes are worth: their evaluation on images, and the baselines that they are held against."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from evolve.baselines import LEARNING_RATES, Harness, parse_family
+from evolve.evaluation import calibration_error, judge
+from evolve.onnx_route import OnnxRoute
+from evolve.task import Task, load_images
+from models.cli import build_app
+from models.errors import InvalidConfig, InvalidData
+from models.names import TaskName
+from models.store import Store
+from tests.conftest import draw_image_folder
+
+
+def test_an_evaluation_counts_what_was_answered() -> None:
+    logits = np.array([[9, 0, 0], [0, 9, 0], [0, 9, 0], [0, 0, 9]], dtype=np.float32)
+    evaluation = judge(logits, np.array([0, 0, 1, 1]), ("a", "b", "c"))
+    assert evaluation.accuracy == 0.5
+    assert evaluation.confusion == ((1, 1, 0), (0, 1, 1), (0, 0, 0))
+    assert [quality.recall for quality in evaluation.classes] == [0.5, 0.5, None]
+    assert [quality.precision for quality in evaluation.classes] == [1.0, 0.5, 0.0]
+    assert [quality.most_confused_with for quality in evaluation.classes] == ["b", "c", None]
+    assert evaluation.top5_accuracy is None
+    assert evaluation.calibration_error == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_calibrated_answer_has_no_calibration_error() -> None:
+    confidence = np.repeat([0.25, 0.75], 8)
+    is_right = np.array([1, 1, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0], dtype=bool)
+    assert calibration_error(confidence, is_right) == pytest.approx(0)
+
+
+def test_evaluate_says_what_the_route_answers(tiny_store: Path, tmp_path: Path) -> None:
+    folder = draw_image_folder(tmp_path / "new", seed=9)
+    command = ["evaluate", str(tiny_store), "shapes_a", "--data", str(folder), "--plot", str(tmp_path / "c.svg")]
+    done = CliRunner().invoke(build_app(), [*command, "--json"])
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    store = Store.open(tiny_store)
+    route = store.routes(store.release())[TaskName("shapes_a")]
+    images = load_images(folder, route.labels, cache_folder=tmp_path)
+    assert facts["accuracy"] == OnnxRoute(store, route.stages).accuracy(images, route.image_size)
+    assert facts["images"] == 30
+    assert facts["route"] == store.release().tasks[TaskName("shapes_a")]
+    assert (tmp_path / "c.svg").read_text().startswith("<?xml")
+    assert "calibration error" in CliRunner().invoke(build_app(), command).stdout
+
+
+def test_a_class_that_the_route_does_not_know_is_refused(tmp_path: Path) -> None:
+    folder = draw_image_folder(tmp_path / "new")
+    with pytest.raises(InvalidData, match="has the class 'blue', which the route does not know; its classes are red, "):
+        load_images(folder, ("red", "green"), cache_folder=tmp_path)
+
+
+@pytest.mark.parametrize("family", ["finetune", "freeze:1", "adapters:4", "probe"])
+def test_a_baseline_trains_what_it_says_within_its_images(opened_store: Store, toy_task: Task, family: str) -> None:
+    harness = Harness(opened_store, toy_task, image_sizes=(8, 16), images=600, threads=1)
+    result = harness.run(parse_family(family, 2))
+    root = {component.kind: component.parameters for component in opened_store.root().components}
+    head = 3 * 16 + 3
+    own = {
+        "finetune": root["patch_embed"] + (5 if result.image_size == 16 else 2) * 16 + 2 * root["block"],
+        "freeze:1": root["block"],
+        "adapters:4": 2 * (4 * 16 * 2 + 4 + 3 * 16),
+        "probe": 0,
+    }
+    assert result.own_parameters == own[family] + root["norm"] + head
+    assert result.trained_images == sum(trial.images for trial in result.trials) <= 600
+    assert len(result.trials) == 2 * len(LEARNING_RATES) + 1
+    assert result.validation_accuracy == max(trial.validation_accuracy for trial in result.trials)
+    assert result.test_accuracy is not None
+
+
+@pytest.mark.parametrize("text", ["freeze", "freeze:3", "adapters:0", "all", "finetune:1"])
+def test_an_unknown_family_is_refused(text: str) -> None:
+    with pytest.raises(InvalidConfig, match=f"there is no family '{text}': use finetune, freeze:K with K up to 2"):
+        parse_family(text, 2)
+
+
+def test_baselines_get_the_images_that_the_route_had(tiny_store: Path, toy_folder: Path) -> None:
+    command = ["baselines", str(tiny_store), "shapes_a", "--data", str(toy_folder), "--family", "probe", "--json"]
+    done = CliRunner().invoke(build_app(), [*command, "--threads", "1"])
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    store = Store.open(tiny_store)
+    assert facts["images"] == store.routes(store.release())[TaskName("shapes_a")].lineage.trained_images
+    assert [result["family"] for result in facts["baselines"]] == ["probe"]

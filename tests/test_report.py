@@ -1,0 +1,55 @@
+"""The report tells every task, candidate and component, in one file that needs nothing else."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from evolve.loop import evolve_task
+from evolve.publish import create_store
+from evolve.report import _columns, _places, read_story, write_report
+from models.names import RouteId, TaskName
+from models.root import load_root
+from models.store import Store
+from tests.conftest import TINY_CONFIG, TINY_ROOT, load_toy_task
+
+
+def test_a_report_is_one_file_with_all_tasks_and_plots(opened_store: Store, toy_folder: Path, tmp_path: Path) -> None:
+    evolve_task(load_toy_task("shapes_a", toy_folder, tmp_path / "pixels"), opened_store, replace(TINY_CONFIG, seed=5))
+    write_report(opened_store, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg ") == 4
+    assert all(task in page for task in ("shapes_a", "shapes_b"))
+    assert "6 candidates were trained" in page  # four of two iterations, two of the other task
+    assert not re.search(r"<(script|link|img|iframe)\b|url\(http|src=|@import", page)
+    write_report(opened_store, tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_text() == page
+
+
+def test_a_store_without_tasks_has_a_report(tmp_path: Path) -> None:
+    store = create_store(tmp_path / "store", load_root(TINY_ROOT))
+    write_report(store, tmp_path / "report.html")
+    assert "There is no task yet" in (tmp_path / "report.html").read_text()
+
+
+def test_the_map_shows_every_component_in_order(opened_store: Store) -> None:
+    story = read_story(opened_store)
+    columns = _columns(story)
+    assert columns[:2] == ["patches", "positions"]
+    assert columns[-2:] == ["norm", "head"]
+    depth = max(route.depth for route in story.routes.values())
+    assert [name for name in columns if name.startswith("block")] == [f"block {at}" for at in range(depth)]
+
+
+@pytest.mark.parametrize(
+    ("parents", "expected"),
+    [
+        ({"b": "route a", "a": "root", "c": "gone"}, {"root": (0, 0), "a": (1, 1), "b": (2, 2), "c": (1, 3)}),
+        ({"a": "root"}, {"root": (0, 0), "a": (1, 1)}),
+    ],
+)
+def test_children_stand_below_their_parents(parents: dict[str, str], expected: dict[str, tuple[int, int]]) -> None:
+    live = {RouteId(f"route {task}"): TaskName(task) for task in parents}
+    named = {TaskName(task): RouteId(parent) for task, parent in parents.items()}
+    assert _places(named, live, RouteId("root")) == expected
