@@ -227,7 +227,8 @@ def draw_family(story: StoreStory) -> Figure:
     """The tree of published routes: the root to the left, each task to the right of what it grew from."""
     live = {route_id: task for task, route_id in story.release.tasks.items()}
     parents = {task: route.lineage.parent for task, route in story.routes.items()}
-    names: dict[RouteId | None, str] = {story.release.root: "root", **live}
+    names: dict[RouteId | None, str] = {story.release.root: "root"}
+    names |= {route_id: str(task) for route_id, task in live.items()}
     places = _places(parents, live, story.release.root)
     longest = max(depth for depth, _ in places.values())
     height = 1 + 0.34 * (max(row for _, row in places.values()) + 1)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks.quality.bars import quality_bars
 from evolve.baselines import LEARNING_RATES, Harness, parse_family
 from evolve.evaluation import calibration_error, judge
 from evolve.onnx_route import OnnxRoute
@@ -91,3 +92,20 @@ def test_baselines_get_the_images_that_the_route_had(tiny_store: Path, toy_folde
     store = Store.open(tiny_store)
     assert facts["images"] == store.routes(store.release())[TaskName("shapes_a")].lineage.trained_images
     assert [result["family"] for result in facts["baselines"]] == ["probe"]
+
+
+def test_the_quality_bars_compare_with_the_best_family() -> None:
+    evolved = {"task": "a", "flops": 10, "test_logits": "x", "validation_accuracy": 0.93}
+    evolved |= {"test_accuracy": 0.9, "expected_accuracy": 0.91}
+    tuned = {"task": "a", "family": "finetune", "test_accuracy": 0.91, "flops": 40, "own_parameters": 100}
+    probe = {"task": "a", "family": "probe", "test_accuracy": 0.5, "flops": 40, "own_parameters": 1}
+    final = {"accounted_parameters": {"a": 30.0}, "test_logits": {"a": "x"}}
+    bars = quality_bars([{"evolved": [evolved], "baselines": [probe, tuned], "final": final}])
+    assert [(bar.bar, bar.value, bar.met) for bar in bars] == [
+        ("quality-1", -0.01, False),
+        ("quality-2", 0.3, True),
+        ("quality-3", 0.25, True),
+        ("quality-4", -0.01, True),
+        ("quality-5", 1, True),
+        ("quality-6", 0.03, False),
+    ]
