@@ -143,6 +143,9 @@ class Harness:
             preprocessing=self._route.preprocessing,
             device="cuda" if torch.cuda.is_available() else "cpu",
             threads=self._threads,
+            activation_bytes=0,
+            activation_dtype="float32",
+            halving=False,
         )
 
     def _result(self, family: Family, best: Trained, runs: list[Trained]) -> BaselineResult:

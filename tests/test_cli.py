@@ -130,10 +130,8 @@ def test_unusable_data(cli: Cli, tmp_path: Path, tiny_store: Path) -> None:
 def test_wrong_usage_is_exit_code_2(cli: Cli, tiny_store: Path) -> None:
     assert "Missing option '--data'" in cli.fail("evolve", tiny_store, "toys", code=2)
     assert "Missing argument 'TASK'" in cli.fail("evolve", tiny_store, code=2)
-    assert "leave the task's name" in cli.fail("evolve", tiny_store, "toys", "--suite", "characters", code=2)
-    assert "--data-root goes with --suite" in cli.fail(
-        *evolve_words(tiny_store, "toys", tiny_store), "--data-root", ".", code=2
-    )
+    assert "characters names tasks" in cli.fail("evolve", tiny_store, "--suite", "characters", "--data", "x", code=2)
+    assert "--data-root" in cli.fail(*evolve_words(tiny_store, "toys", tiny_store), "--data-root", ".", code=2)
     assert "No such command 'evolv'" in cli.fail("evolv", code=2)
 
 

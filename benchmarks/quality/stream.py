@@ -9,10 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from benchmarks.quality.plan import ROOT_SCALE, StreamPlan, TaskPlan
 from evolve.baselines import Harness, parse_family
+from evolve.local_executor import LocalExecutor, default_workers
 from evolve.loop import evolve_task
 from evolve.onnx_route import OnnxRoute
 from evolve.publish import create_store
@@ -75,7 +77,10 @@ class Stream:
 
     def _evolve(self, planned: TaskPlan) -> Part:
         task = self._task(planned)
-        outcome = evolve_task(task, self.store, self._plan.config(planned, self._seed))
+        config = self._plan.config(planned, self._seed)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        with LocalExecutor(default_workers(threads=config.threads, device=device)) as side_by_side:
+            outcome = evolve_task(task, self.store, config, execute=side_by_side)
         route, quality = outcome.route, outcome.route.quality
         assert quality is not None, "a task's route has a quality"
         return {
