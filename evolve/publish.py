@@ -17,7 +17,7 @@ from evolve.pool import WeightPool
 from evolve.task import LabelledImages, Task
 from evolve.train import TrainPlan, logits
 from models.component import ComponentRecord
-from models.errors import ExportMismatch, InvalidConfig, PublishConflict
+from models.errors import DamagedObject, ExportMismatch, InvalidConfig, PublishConflict
 from models.names import ComponentId, GoldenId, RouteId, SubgraphId, TaskName
 from models.network import NetworkShape
 from models.preprocess import Preprocessing
@@ -25,6 +25,7 @@ from models.release import Release
 from models.root import Root
 from models.route import Lineage, Quality, Route, Scalar, Stage
 from models.store import Store
+from models.verify import verify
 from models.weights import num_parameters, serialize, tensor_slots
 
 EXPORT_TOLERANCE = 1e-4  # largest difference of a float32 logit between torch and ONNX Runtime, see `compare`
@@ -87,10 +88,12 @@ def publish(winner: Winner, task: Task, store: Store, pool: WeightPool, plan: Tr
 
     Raises:
         ExportMismatch: ONNX Runtime's logits differ from torch's; nothing was released.
+        DamagedObject: what the other tasks need is not what their records promise; nothing was released.
         PublishConflict: the task was removed by somebody while it was evolved; nothing was released.
     """
     route = _store_route(winner, task, store, pool, plan)
     route_id = store.put_route(route)
+    _prove_untouched(store)
 
     def change(tasks: Mapping[TaskName, RouteId]) -> Mapping[TaskName, RouteId]:
         if winner.replaces and task.name not in tasks:
@@ -101,6 +104,17 @@ def publish(winner: Winner, task: Task, store: Store, pool: WeightPool, plan: Tr
         return {**tasks, task.name: route_id}
 
     return store.publish(change, reason=f"{task.name}: iteration {winner.iteration}")
+
+
+def _prove_untouched(store: Store) -> None:
+    """Read every file of the active release against its digest: no older task's answer can have changed."""
+    number = store.current().release
+    problems = verify(store, [number]).problems
+    if problems:
+        raise DamagedObject(
+            f"nothing was published, since release {number} is not whole any more: {problems[0]}"
+            + (f" (and {len(problems) - 1} more: see 'mu2net releases verify')" if len(problems) > 1 else "")
+        )
 
 
 def _store_route(winner: Winner, task: Task, store: Store, pool: WeightPool, plan: TrainPlan) -> Route:

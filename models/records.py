@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from models.errors import DamagedObject, UnsupportedFormat
 
 SEAL = "sha256"
-FORMAT_VERSION = 1  # of every record in a store; tests/golden keeps a store of each
+FORMAT_VERSION = 1  # of every record in a store
 
 Record = TypeVar("Record")
 

@@ -19,7 +19,7 @@ from evolve.publish import create_store
 from evolve.run import Outcome, alone
 from evolve.task import Task
 from evolve.train import Trained, TrainPlan
-from models.errors import InvalidConfig, PublishConflict, TaskBusy
+from models.errors import DamagedObject, InvalidConfig, PublishConflict, TaskBusy
 from models.names import TaskName
 from models.root import load_root
 from models.store import Store
@@ -150,3 +150,15 @@ def test_an_image_size_is_checked_also_where_the_search_goes_on(
     task = load_toy_task("shapes_a", toy_folder, tmp_path)
     with pytest.raises(InvalidConfig, match=r"image_size = 20: this root takes one of 8, 16"):
         evolve_task(task, opened_store, replace(TINY_CONFIG, seed=8, image_size=20))
+
+
+def test_nothing_is_published_beside_a_damaged_task(opened_store: Store, toy_task: Task) -> None:
+    route = opened_store.routes(opened_store.release())[TaskName("shapes_a")]
+    head = route.stages[-1].components[-1]
+    damaged = opened_store.folder / "objects" / f"{head.id}.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
+    with pytest.raises(
+        DamagedObject, match=f"nothing was published, since release 2 is not whole any more: .*{head.id}"
+    ):
+        evolve_task(toy_task, opened_store, TINY_CONFIG)
+    assert opened_store.current().release == 2
