@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from models.onnx_threads import usable_cores
+
 FOLDER = Path(__file__).parent / "results"
 
 
@@ -58,7 +60,7 @@ def machine() -> dict[str, str | int | float | None]:
     """Return what the figures were measured on."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "processor": _processor(),
         "memory_gib": round(memory / 2**30, 1),
         "accelerator": _accelerator(),

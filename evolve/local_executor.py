@@ -24,6 +24,7 @@ from evolve.prefix import Shared, Sharing, plan_sharing
 from evolve.task import Task
 from evolve.throughput import Phases
 from evolve.train import Trained, TrainPlan
+from models.onnx_threads import usable_cores
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -36,8 +37,7 @@ def default_workers(*, threads: int, device: str) -> int:
     """Return how many candidates to train side by side: one for each set of `threads` cores; one on a GPU."""
     if device != "cpu":
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // threads)
+    return max(1, usable_cores() // threads)
 
 
 class LocalExecutor:

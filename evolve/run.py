@@ -119,16 +119,8 @@ class TaskRun:
         last = Journal(store, task.name, numbers[-1]) if numbers else None
         found = last.start() if last and last.end() is None else None
         is_same_release = found is not None and from_release in {None, found.release}
-        if (
-            found
-            and is_same_release
-            and (found.config, found.data_digest, found.private)
-            == (
-                config,
-                task.digest,
-                private,
-            )
-        ):
+        asked = (config, task.digest, private)
+        if found and is_same_release and (found.config, found.data_digest, found.private) == asked:
             return cls(task, store, found)
         active = store.release()
         start = IterationStart(
