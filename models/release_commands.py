@@ -1,7 +1,6 @@
 """`mu2net releases`: what a store's releases are, whether they are whole, which one is active, and housekeeping."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated
 
@@ -11,9 +10,10 @@ from rich.table import Table
 
 from models.collect import collect
 from models.commands import JsonOption, StoreArgument, accuracy_text, in_millions
-from models.names import RouteId, TaskName, parse_task_name, short
+from models.diff import diff as differences
+from models.names import parse_task_name, short
 from models.push import push
-from models.release import Release, changed_tasks
+from models.release import Release
 from models.route import Route
 from models.store import Current, Store
 from models.verify import verify
@@ -187,43 +187,18 @@ def diff(
     """Show which tasks one release has otherwise than another, and what is new to it."""
     opened = Store.open(store)
     old, new = opened.release(before), opened.release(after)
-    changes = changed_tasks(old.tasks, new.tasks)
-    rows = [_change_row(opened, task, old.tasks.get(task), route, old) for task, route in changes.items()]
+    changes = differences(opened, old, new)
     if as_json:
+        rows = [asdict(change) for change in changes]
         typer.echo(json.dumps({"before": old.number, "after": new.number, "changes": rows}))
         return
-    table = Table(title=f"From release {old.number} to {new.number}: {len(rows)} tasks differ")
+    table = Table(title=f"From release {old.number} to {new.number}: {len(changes)} tasks differ")
     for column in ("task", "what", "val before", "val after", "new parameters"):
         table.add_column(column, justify="left" if column in {"task", "what"} else "right")
-    for row in rows:
-        texts = (accuracy_text(row[key]) for key in ("validation_before", "validation_after"))  # type: ignore[arg-type]
-        table.add_row(str(row["task"]), str(row["what"]), *texts, in_millions(float(str(row["new_parameters"]))))
+    for change in changes:
+        accuracies = accuracy_text(change.validation_before), accuracy_text(change.validation_after)
+        table.add_row(change.task, change.what, *accuracies, in_millions(change.new_parameters))
     Console().print(table)
-
-
-def _change_row(
-    store: Store, task: TaskName, before: RouteId | None, after: RouteId | None, old: Release
-) -> Mapping[str, object]:
-    known = {c.id for route in store.routes(old).values() for c in route.components}
-    known |= store.route(old.root, needed_by="the root").component_ids
-
-    def route(route_id: RouteId | None) -> Route | None:
-        return None if route_id is None else store.route(route_id, needed_by=f"task {task!r}")
-
-    def accuracy(found: Route | None) -> float | None:
-        return found.quality.validation_accuracy if found and found.quality else None
-
-    old_route, new_route = route(before), route(after)
-    own = {c.id: c.parameters for c in new_route.components if c.id not in known} if new_route else {}
-    return {
-        "task": task,
-        "what": "added" if before is None else "removed" if after is None else "changed",
-        "route_before": before,
-        "route_after": after,
-        "validation_before": accuracy(old_route),
-        "validation_after": accuracy(new_route),
-        "new_parameters": sum(own.values()),
-    }
 
 
 @app.command(name="push")

@@ -17,7 +17,7 @@ from service.access import require_writing
 from service.metrics import NO_TASK
 from service.predictor import Answer
 from service.release import LoadedRelease
-from service.schemas import Classification, ManyClassifications, Pointer, ReleaseList, TaskDetail, TaskList
+from service.schemas import Classification, ManyClassifications, Pointer, ReleaseDiff, ReleaseList, TaskDetail, TaskList
 from service.server import Server
 from service.settings import metrics_folder
 from service.upload import IMAGE_FIELD, TASKS_FIELD, read_upload
@@ -185,6 +185,11 @@ def _add_releases(app: FastAPI) -> None:
     def releases(server: ServerOf, limit: Limit = 20) -> ReleaseList:
         """List the store's releases, which one answers, and why if it is not the active one."""
         return views.release_list(server, limit=limit)
+
+    @app.get("/v1/releases/{before}/diff/{after}", responses=errors.responses(404, 422, 503))
+    def diff(server: ServerOf, before: Number, after: Number) -> ReleaseDiff:
+        """Tell which tasks one release has otherwise than another."""
+        return views.release_diff(server, before=before, after=after)
 
     @app.post("/v1/releases/{number}/activate", responses=errors.responses(403, 404, 422, 503), status_code=202)
     def activate(request: Request, server: ServerOf, number: Number) -> Pointer:

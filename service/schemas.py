@@ -1,6 +1,7 @@
 """The answers of the HTTP interface as types: what clients may rely on, and what /openapi.json says."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 from pydantic import BaseModel, Field
 
@@ -144,6 +145,24 @@ class Readiness(BaseModel):
     active: int | None = Field(description="the release the store asks for, when it was last read")
     skewed: bool = Field(description="these differ: a load is under way, or has failed")
     failure: FailureView | None = Field(description="why it has failed")
+
+
+class DifferenceView(BaseModel):
+    """A task that two releases have not alike; null is what belongs to a release that lacks it."""
+
+    task: str
+    what: Literal["added", "removed", "changed"]
+    route_before: str | None
+    route_after: str | None
+    validation_before: float | None = Field(description="accuracy, 0 to 1; null also where it was never measured")
+    validation_after: float | None
+    new_parameters: int = Field(description="weights that no route of the release before has")
+
+
+class ReleaseDiff(BaseModel):
+    before: int
+    after: int
+    changes: list[DifferenceView] = Field(description="by task; tasks that both have alike are left out")
 
 
 class EngineView(BaseModel):

@@ -5,6 +5,7 @@ from contextlib import suppress
 
 import numpy as np
 
+from models.diff import diff
 from models.errors import NotFound, StoreError
 from models.names import ComponentId
 from models.release import Release
@@ -16,6 +17,7 @@ from service.reload import WatchStatus
 from service.schemas import (
     Classification,
     ComponentView,
+    DifferenceView,
     EngineView,
     FailureView,
     ImageResult,
@@ -24,6 +26,7 @@ from service.schemas import (
     Prediction,
     QualityView,
     Readiness,
+    ReleaseDiff,
     ReleaseList,
     ReleaseSummary,
     ReloadView,
@@ -124,6 +127,14 @@ def release_list(server: Server, *, limit: int) -> ReleaseList:
         engine=EngineView(provider=runtime.provider, threads=runtime.threads, onnxruntime=runtime.version),
         releases=releases,
     )
+
+
+def release_diff(server: Server, *, before: int, after: int) -> ReleaseDiff:
+    """Return what differs from one release of the store to another; UnknownRelease if it lacks one."""
+    store = server.store()
+    changes = diff(store, store.release(before), store.release(after))
+    views = [DifferenceView(**dataclasses.asdict(change)) for change in changes]
+    return ReleaseDiff(before=before, after=after, changes=views)
 
 
 def readiness(server: Server) -> Readiness:

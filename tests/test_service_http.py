@@ -176,6 +176,28 @@ def test_releases_tell_what_serves_and_where(client: TestClient) -> None:
     assert found["last_reload"]["release"] == 2
 
 
+def test_two_releases_are_compared(client: TestClient, store: Store) -> None:
+    found = client.get("/v1/releases/0/diff/2").json()
+    assert [(change["task"], change["what"]) for change in found["changes"]] == [("first", "added"), ("second", "added")]
+    route = store.release(2).tasks[TaskName("second")]
+    second = client.get("/v1/releases/1/diff/2").json()["changes"][0]
+    assert second.pop("new_parameters") == client.get("/v1/tasks/second").json()["parameters_added"]
+    assert second == {
+        "task": "second",
+        "what": "added",
+        "route_before": None,
+        "route_after": route,
+        "validation_before": None,
+        "validation_after": 0.5,
+    }
+    backwards = client.get("/v1/releases/2/diff/1").json()["changes"]
+    assert [(change["what"], change["route_after"], change["new_parameters"]) for change in backwards] == [
+        ("removed", None, 0)
+    ]
+    unknown = client.get("/v1/releases/2/diff/7")
+    assert problem(unknown, 404, "unknown-release").endswith("has no release 7; it has: 0, 1, 2")
+
+
 def test_metrics_count_tasks_and_never_what_a_stranger_typed(client: TestClient) -> None:
     send(client, "/v1/tasks/first/classify")
     send(client, "/v1/tasks/no-such-task-7/classify")
