@@ -178,7 +178,10 @@ def test_releases_tell_what_serves_and_where(client: TestClient) -> None:
 
 def test_two_releases_are_compared(client: TestClient, store: Store) -> None:
     found = client.get("/v1/releases/0/diff/2").json()
-    assert [(change["task"], change["what"]) for change in found["changes"]] == [("first", "added"), ("second", "added")]
+    assert [(change["task"], change["what"]) for change in found["changes"]] == [
+        ("first", "added"),
+        ("second", "added"),
+    ]
     route = store.release(2).tasks[TaskName("second")]
     second = client.get("/v1/releases/1/diff/2").json()["changes"][0]
     assert second.pop("new_parameters") == client.get("/v1/tasks/second").json()["parameters_added"]
