@@ -9,6 +9,7 @@ BentoML's own batching has an unbounded queue and fails a whole batch for one it
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ Asker = tuple[str, ...]  # the tasks of one image's request: those who ask the s
 SHARE = 4  # dynamic threshold (Choudhury & Hahne 1998): an asker may hold so many times the room that is left
 NEW_WEIGHT = 0.2  # of the newest batch in the running mean of the engine's speed
 MAX_RETRY_S = 30.0
+YIELD_S = 0.05  # that `run_in_turn` waits for the queue to be empty; then it takes the next turn all the same
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,6 +63,8 @@ class Batcher:
         self._flops_per_s = 0.0  # how fast the engine has been lately, 0 as long as nobody knows
         self._seconds_per_image = 0.0
         self._arrival = asyncio.Event()
+        self._is_idle = threading.Event()  # nothing waits and nothing runs
+        self._is_idle.set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._worker: asyncio.Task[None] | None = None
 
@@ -119,6 +123,7 @@ class Batcher:
         """Return the logits of one image's rows. A cancelled call leaves the queue."""
         job = _Job(rows, asyncio.get_running_loop().create_future())
         self._lines.setdefault(job.asker, {})[job] = None
+        self._is_idle.clear()
         self._arrival.set()
         try:
             return await job.answer
@@ -126,7 +131,11 @@ class Batcher:
             self._leave(job)
 
     def run_in_turn(self, rows: Sequence[Row]) -> list[Logits]:
-        """Run rows from another thread, between two batches and beside none; blocks until they are done."""
+        """Run rows from another thread, beside no batch, and before one only if the queue does not empty soon.
+
+        Blocks until they are done.
+        """
+        self._is_idle.wait(YIELD_S)
         return self._thread.submit(self._run, rows).result()
 
     async def _work(self) -> None:
@@ -137,6 +146,7 @@ class Batcher:
                 await self._answer(batch)
             else:
                 self._arrival.clear()
+                self._is_idle.set()
 
     def _leave(self, job: _Job) -> None:
         """Take `job` out of its line, if it is still in it."""

@@ -206,6 +206,21 @@ def test_waiting_and_batches_are_counted_for_each_task() -> None:
     assert 'mu2net_batch_rows_sum{task="b"} 2.0' in text
 
 
+def test_golden_samples_let_requests_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.batcher.YIELD_S", 10.0)
+
+    async def scenario(batcher: Batcher, slow: SlowEngine) -> None:
+        asked = await submit_behind_a_running_one(batcher, slow, [])
+        golden = asyncio.create_task(asyncio.to_thread(batcher.run_in_turn, [row(9)]))
+        await asyncio.sleep(0.02)
+        asked.append(asyncio.create_task(batcher.submit([row(2)])))
+        await asyncio.sleep(0)
+        slow.may_end.set()
+        await asyncio.gather(golden, *asked)
+
+    assert with_batcher(scenario)[1].batches == [[1], [2], [9]]
+
+
 def test_golden_samples_take_turns_with_batches() -> None:
     async def scenario(batcher: Batcher, slow: SlowEngine) -> float:
         (first,) = await submit_behind_a_running_one(batcher, slow, [])

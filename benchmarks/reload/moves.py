@@ -1,24 +1,30 @@
 """What is done to the store while the server answers: forwards, backwards, and releases that must be refused."""
 
 import itertools
+import json
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.reload.traffic import pictures
-from models.names import RouteId, TaskName
+from evolve.export import IR_VERSION, OPSET
+from models.names import RouteId, SubgraphId, TaskName
 from models.preprocess import load_pixels
+from models.records import encode
 from models.release import Release
-from models.store import Store, object_name, route_objects
+from models.store import Store
 from tests.service_store import TaskPlan, route_logits, store_route
 
 WAIT_S = 30.0
 AFTERMATH_S = 0.2  # after a swap the old release is freed; requests of this time count as during the reload
+REFUSED = ("golden mismatch", "damaged file", "missing file", "unknown format", "out of memory")
 
 # The routes that stay, from tiny to the whole ViT-Ti, sharing most blocks of the root.
 STEADY_TASKS = (
@@ -41,9 +47,10 @@ class Move:
     release: int
     asked_at: float
     settled_at: float
-    refused: str | None  # the server's reason
+    refused: str | None  # the kind of the server's error
     seconds: float  # that the server took, 0 if refused
     bytes_read: int
+    resident_bytes: int  # afterwards
     task_bytes: int | None  # of the new objects and the release file, where one task was added
 
 
@@ -53,30 +60,29 @@ class Workload:
 
     store: Store
     client: httpx.Client
+    resident_bytes: Callable[[], int]  # of the server
     moves: list[Move] = field(default_factory=list)
     tasks_of: dict[int, Mapping[TaskName, RouteId]] = field(default_factory=dict)
     expected: dict[RouteId, np.ndarray] = field(default_factory=dict)  # [images, classes], by torch
     new_bytes: dict[RouteId, int] = field(default_factory=dict)  # of the objects that came with a route
     _added: list[RouteId] = field(default_factory=list)
     _replaced: list[RouteId] = field(default_factory=list)
-    _wrong: list[RouteId] = field(default_factory=list)
+    _wrong: list[dict[str, RouteId]] = field(default_factory=list)
     _seeds: Iterator[int] = field(default_factory=lambda: itertools.count(100))
 
     def prepare(self, cycles: int) -> None:
         """Write all routes beforehand: what is measured is the server."""
         routes = {TaskName(plan.name): self.route(plan) for plan in STEADY_TASKS}
         self.remember(self.store.publish(lambda _: routes, reason="tasks that stay"))
-        self._added = [self.route(TaskPlan("extra", own_blocks=[2], depth=4, image_size=64, seed=next(self._seeds)))
-                       for _ in range(cycles)]  # fmt: skip
-        self._replaced = [self.route(TaskPlan("small", own_blocks=[1], depth=3, image_size=32, seed=next(self._seeds)))
-                          for _ in range(cycles)]  # fmt: skip
-        self._wrong = [
-            self.route(TaskPlan("wrong", own_blocks=[0], depth=2, image_size=32, seed=next(self._seeds),
-                                golden_error=1.0 if kind == "golden" else 0.0))
-            for _ in range(cycles) for kind in ("golden", "damaged", "missing")
-        ]  # fmt: skip
+        for _ in range(cycles):
+            extra = TaskPlan("extra", own_blocks=[2], depth=4, image_size=64, seed=next(self._seeds))
+            small = TaskPlan("small", own_blocks=[1], depth=3, image_size=32, seed=next(self._seeds))
+            self._added.append(self.route(extra))
+            self._replaced.append(self.route(small))
+            self._wrong.append({kind: self.wrong_route(kind) for kind in REFUSED})
 
     def route(self, plan: TaskPlan) -> RouteId:
+        """Store a route, and remember what it takes and what it must answer."""
         before = {info.name for info in self.store.files.infos("objects")}
         route_id = store_route(self.store, plan)
         self.new_bytes[route_id] = sum(
@@ -87,6 +93,22 @@ class Workload:
         self.expected[route_id] = route_logits(self.store, route, pixels)
         return route_id
 
+    def wrong_route(self, kind: str) -> RouteId:
+        """Store a route that must be refused; files are damaged and removed only once it is released."""
+        error = 1.0 if kind == "golden mismatch" else 0.0
+        seed = next(self._seeds)
+        plan = TaskPlan("wrong", own_blocks=[0], depth=2, image_size=32, seed=seed, golden_error=error)
+        route_id = store_route(self.store, plan)
+        route = self.store.route(route_id, needed_by="the benchmark")
+        if kind == "unknown format":
+            record = json.loads(encode(route)) | {"format_version": 2}
+            return RouteId(self.store.put_object(json.dumps(record).encode(), "json"))
+        if kind == "out of memory":
+            embed, block, *rest = route.stages
+            graph = SubgraphId(self.store.put_object(hungry_graph(route.network.embed_dim, seed), "onnx"))
+            return self.store.put_route(replace(route, stages=(embed, replace(block, subgraph=graph), *rest)))
+        return route_id
+
     def remember(self, release: Release) -> Release:
         self.tasks_of[release.number] = release.tasks
         return release
@@ -95,46 +117,60 @@ class Workload:
         return self.remember(self.store.publish(lambda tasks: {**tasks, **changes}, reason=reason))  # type: ignore[dict-item]
 
     def cycle(self, index: int) -> None:
-        """Make 12 moves: 2 forwards, 2 backwards, 1 forwards again, 3 refused with a way back each, 1 removal."""
+        """Make 11 moves: forwards, back, forwards again, a task replaced, one refused of each kind, one taken up
+        although the store was away for a moment, and a task removed.
+        """
         base = self.store.current().release
         added = self._added[index]
         started = time.time()
         release = self.publish({"extra": added}, "a task added")
         size = self.new_bytes[added] + len(self.store.files.read(f"releases/{release.number:06d}.json"))
-        self.settle("added", release.number, started, task_bytes=size)
+        self.settle("task added", release.number, started, task_bytes=size)
         self.activate("back", base)
         self.activate("forwards again", release.number)
         self.resume()
         started = time.time()
         release = self.publish({"small": self._replaced[index]}, "a task replaced")
-        self.settle("replaced", release.number, started)
-        for kind, route_id in zip(
-            ("golden", "damaged", "missing"), self._wrong[3 * index : 3 * index + 3], strict=True
-        ):
+        self.settle("task replaced", release.number, started)
+        for kind, route_id in self._wrong[index].items():
             self.refuse(kind, route_id, way_back=release.number)
+        self.lose_store()
         started = time.time()
         removed = self.remember(self.store.remove_task("extra"))
-        self.settle("removed", removed.number, started)
+        self.settle("task removed", removed.number, started)
 
     def refuse(self, kind: str, route_id: RouteId, *, way_back: int) -> None:
-        """Publish a release that the server must not take up, then go back to the one it answers from."""
-        path = self._new_graph(route_id)
-        content = path.read_bytes()
-        if kind == "damaged":
+        """Publish a release that the server must not take up, then ask again for the one it answers from."""
+        path = self._new_graph(route_id) if kind in {"damaged file", "missing file"} else None
+        content = path.read_bytes() if path else b""
+        if path and kind == "damaged file":
             path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        elif kind == "missing":
+        elif path:
             path.unlink()
         started = time.time()
         release = self.publish({"wrong": route_id}, f"to be refused: {kind}")
         self.settle(f"refused: {kind}", release.number, started)
-        path.write_bytes(content)
-        self.activate("way back", way_back)
+        if path:
+            path.write_bytes(content)
+        self.client.post(f"/v1/releases/{way_back}/activate").raise_for_status()
         self.resume()
 
     def _new_graph(self, route_id: RouteId) -> Path:
         route = self.store.route(route_id, needed_by="the benchmark")
-        assert object_name(route.stages[1].subgraph, "onnx") in route_objects(route)
-        return self.store.folder / object_name(route.stages[1].subgraph, "onnx")
+        return self.store.object_path(route.stages[1].subgraph, "onnx", needed_by="the benchmark")
+
+    def lose_store(self) -> None:
+        """Take the store away, as a network does, while a release is published; the server must catch up."""
+        folder, away = self.store.folder, self.store.folder.with_name("away")
+        first = self.tasks_of[min(self.tasks_of)][TaskName("small")]
+        started = time.time()
+        folder.rename(away)
+        try:
+            release = Store.open(away).publish(lambda tasks: {**tasks, TaskName("small"): first}, reason="away")
+            self._await("a failure to read the store", _store_is_away)
+        finally:
+            away.rename(folder)
+        self.settle("after the store was away", self.remember(release).number, started)
 
     def activate(self, kind: str, number: int) -> None:
         started = time.time()
@@ -145,25 +181,53 @@ class Workload:
         self.client.post("/v1/releases/resume").raise_for_status()
 
     def settle(self, kind: str, number: int, asked_at: float, *, task_bytes: int | None = None) -> None:
-        """Wait until the server answers from release `number`, or says why not."""
+        """Wait until the server answers from release `number`, or says why not, and note it."""
+
+        def has_settled(state: Mapping[str, Any]) -> bool:
+            failure = state["failure"]
+            return (failure is not None and failure["release"] == number) or (
+                state["release"] == number and not state["skewed"]
+            )
+
+        state = self._await(f"release {number} live or refused", has_settled)
+        refused = None if state["failure"] is None else state["failure"]["kind"]
+        settled_at = time.time() + AFTERMATH_S
+        last: dict[str, Any] = self.client.get("/v1/releases?limit=1").json()["last_reload"]
+        assert (refused is None) == (last["release"] == number), (refused, last)
+        time.sleep(AFTERMATH_S)
+        done = refused is None
+        self.moves.append(
+            Move(kind, number, asked_at, settled_at, refused, last["seconds"] if done else 0.0,
+                 last["bytes_read"] if done else 0, self.resident_bytes(), task_bytes)
+        )  # fmt: skip
+
+    def _await(self, what: str, condition: Callable[[Mapping[str, Any]], bool]) -> Mapping[str, Any]:
+        """Ask /readyz until its answer meets the condition, and return it."""
         deadline = time.monotonic() + WAIT_S
         while time.monotonic() < deadline:
             time.sleep(0.05)
-            state = self.client.get("/readyz").json()
-            failure = state["failure"]
-            if failure is not None and failure["release"] == number:
-                self._note(kind, number, asked_at, failure["error"], task_bytes)
-                return
-            if state["release"] == number and not state["skewed"]:
-                self._note(kind, number, asked_at, None, task_bytes)
-                return
-        raise AssertionError(f"release {number} neither live nor refused after {WAIT_S:g} s: {state}")
+            state: Mapping[str, Any] = self.client.get("/readyz").json()
+            if condition(state):
+                return state
+        raise AssertionError(f"not {what} after {WAIT_S:g} s: {state}")
 
-    def _note(self, kind: str, number: int, asked_at: float, refused: str | None, task_bytes: int | None) -> None:
-        settled_at = time.time() + AFTERMATH_S
-        last: dict[str, Any] = self.client.get("/v1/releases?limit=1").json()["last_reload"]
-        done = refused is None and last["release"] == number
-        self.moves.append(
-            Move(kind, number, asked_at, settled_at, refused, last["seconds"] if done else 0.0,
-                 last["bytes_read"] if done else 0, task_bytes)
-        )  # fmt: skip
+
+def _store_is_away(state: Mapping[str, Any]) -> bool:
+    return state["failure"] is not None and state["failure"]["release"] is None
+
+
+def hungry_graph(embed_dim: int, seed: int) -> bytes:
+    """Return a graph of one block's shape that asks for 64 TiB as soon as it runs; another one for each seed."""
+    tokens = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "tokens", embed_dim]) for name in "xy"]
+    shape = numpy_helper.from_array(np.array([2**24, 2**20], np.int64), "shape")
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
+        helper.make_node("Expand", ["largest", "shape"], ["huge"]),
+        helper.make_node("ReduceMax", ["huge"], ["again"], keepdims=0),
+        helper.make_node("Add", ["x", "again"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, f"hungry {seed}", tokens[:1], tokens[1:], [shape])
+    model: onnx.ModelProto = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+    )
+    return model.SerializeToString()
