@@ -1,0 +1,52 @@
+"""An S3 server for tests: moto's, over real sockets, so that a network can fail as networks do."""
+
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import fsspec
+from moto.server import ThreadedMotoServer
+
+
+class S3Server:
+    """Listens from `start` to `stop`; what is stored outlives a stop, the address as well."""
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self.start()
+
+    def start(self) -> None:
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
+        self._server.start()
+
+    def stop(self) -> None:
+        self._server.stop()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Return what a client needs to find it and be let in."""
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_ACCESS_KEY_ID": "nobody",
+            "AWS_SECRET_ACCESS_KEY": "nothing",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    def new_bucket(self) -> str:
+        name = f"bucket-{uuid.uuid4().hex}"
+        fsspec.filesystem("s3").mkdir(name)
+        return name
+
+
+@contextmanager
+def s3_server() -> Iterator[S3Server]:
+    """Run a server, which this process's clients find by its environment, until the block ends."""
+    server = S3Server()
+    with mock.patch.dict(os.environ, server.environment):
+        yield server
+    server.stop()
