@@ -10,7 +10,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.reload.traffic import pictures
@@ -227,7 +226,6 @@ def hungry_graph(embed_dim: int, seed: int) -> bytes:
         helper.make_node("Add", ["x", "again"], ["y"]),
     ]
     graph = helper.make_graph(nodes, f"hungry {seed}", tokens[:1], tokens[1:], [shape])
-    model: onnx.ModelProto = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-    )
-    return model.SerializeToString()
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    data: bytes = model.SerializeToString()
+    return data
