@@ -21,6 +21,7 @@ class TaskDifference:
     route_after: RouteId | None
     validation_before: float | None  # accuracy, 0 to 1; None also where it was never measured
     validation_after: float | None
+    is_private: bool  # in one of the releases at least
     new_parameters: int  # of the new route's components, those that no route of the release before has
 
 
@@ -41,6 +42,7 @@ def diff(store: Store, before: Release, after: Release) -> list[TaskDifference]:
             route_after=after.tasks.get(task),
             validation_before=_accuracy(old_routes.get(task)),
             validation_after=_accuracy(new_routes.get(task)),
+            is_private=any(routes[task].private for routes in (old_routes, new_routes) if task in routes),
             new_parameters=_new_parameters(new_routes.get(task), known),
         )
         for task in changed_tasks(before.tasks, after.tasks)

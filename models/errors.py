@@ -15,6 +15,7 @@
     │   ├── UnknownTask
     │   ├── UnknownRelease
     │   ├── ReleaseNotResident  a request asks for a release that the server does not hold in memory
+    │   ├── UnknownKey
     │   └── StoreNotFound
     ├── StoreError            the store's content is not what its records promise
     │   ├── MissingObject
@@ -26,7 +27,10 @@
     ├── ExportMismatch        ONNX Runtime and torch disagree about a route
     ├── NotReady              the server has no release to answer from
     ├── WritingIsOff          the server takes no changes from where this request could come
+    ├── KeyNeeded             the server has API keys, and the request brings none that is in use
+    ├── KeyLacksScope         the request's key is for other tasks or other things
     ├── Overloaded            the queue is full, or a deadline passed while waiting in it
+    │   └── RateLimited         a key has made as many requests as it may
     └── PortInUse
 
 Messages say what happened, the value, what is allowed and the next step. The HTTP status of each
@@ -94,6 +98,10 @@ class ReleaseNotResident(NotFound):
     pass
 
 
+class UnknownKey(NotFound):
+    pass
+
+
 class StoreNotFound(NotFound):
     pass
 
@@ -138,12 +146,24 @@ class WritingIsOff(Mu2NetError):
     pass
 
 
+class KeyNeeded(Mu2NetError):
+    pass
+
+
+class KeyLacksScope(Mu2NetError):
+    pass
+
+
 class Overloaded(Mu2NetError):
     """Try again after `retry_after_s` seconds."""
 
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class RateLimited(Overloaded):
+    pass
 
 
 class PortInUse(Mu2NetError):

@@ -1,54 +1,171 @@
-"""Who may change something through HTTP: the one place that decides it.
+"""Who may do what through HTTP: the one place that decides it.
 
-Judged by the address that the server binds, never by the peer's: behind a proxy or in a container every
-peer may look local.
+Without any key in the store, everybody may classify, and changes are taken only where the server is bound to
+a loopback address. That is judged by the address it binds, never by the peer's: behind a proxy or in a
+container every peer may look local. From the first key on, every request needs one.
 """
 
 import ipaddress
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NoReturn
 from urllib.parse import urlsplit
 
 from fastapi import Request
 
-from models.errors import WritingIsOff
+from models.errors import KeyLacksScope, KeyNeeded, UnknownTask, WritingIsOff
+from models.names import TaskName
+from models.release import unknown_task
+from service.engine import LoadedRoute
+from service.keys import ALL_TASKS, Key
+from service.release import LoadedRelease
+from service.server import Server
 from service.settings import Settings
 
+Action = Literal["read", "classify", "tasks", "releases"]
 
-def is_writing_on(settings: Settings) -> bool:
-    """Tell whether this server takes changes: it must be bound to a loopback address, and say so."""
-    try:
-        return ipaddress.ip_address(settings.bind_address).is_loopback
-    except ValueError:  # not told: nobody may rely on it
-        return False
+FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")  # what proxies add
 
 
-def require_writing(request: Request, settings: Settings) -> None:
-    """Let a request through that may change something.
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: the holder of a key, this machine's own user where no key exists, or anybody."""
 
-    A page of another site in a browser on this very machine may not: it comes with an origin or, having
-    bent its own name to this address, with a host that is none of this machine's.
+    key: Key | None
+    is_own_user: bool
+
+    @property
+    def sees_all(self) -> bool:
+        """Tell whether private tasks may be named to the caller: who manages tasks or releases has to see them."""
+        return self.is_own_user if self.key is None else bool(self.key.manages)
+
+    def sees(self, task: TaskName, *, is_private: bool) -> bool:
+        """Tell whether the caller may know that there is this task."""
+        return not is_private or self.sees_all or (self.key is not None and task in self.key.classify)
+
+    def may_classify(self, loaded: LoadedRoute) -> bool:
+        """Tell whether a task that the caller may know of answers its images."""
+        if self.key is None:
+            return True
+        return loaded.task in self.key.classify or (ALL_TASKS in self.key.classify and not loaded.route.private)
+
+    def visible(self, release: LoadedRelease) -> Mapping[TaskName, LoadedRoute]:
+        """Return the routes of the tasks that the caller may know of, by name."""
+        return {
+            task: loaded
+            for task, loaded in sorted(release.routes.items())
+            if self.sees(task, is_private=loaded.route.private)
+        }
+
+    def visible_route(self, release: LoadedRelease, task: str) -> LoadedRoute:
+        """Return a task's route.
+
+        Raises:
+            UnknownTask: there is none that the caller may know of; the message lists those there are.
+        """
+        visible = self.visible(release)
+        if task not in visible:
+            raise UnknownTask(unknown_task(task, visible))
+        return visible[TaskName(task)]
+
+    def routes(self, release: LoadedRelease, tasks: Sequence[str]) -> list[LoadedRoute]:
+        """Return the routes of `tasks`, or of all that the caller may classify with if `all` is among them.
+
+        Raises:
+            UnknownTask: some do not exist, or the caller may not know of them.
+            KeyLacksScope: the key's tasks are others.
+        """
+        visible = self.visible(release)
+        if ALL_TASKS in tasks:
+            return [loaded for loaded in visible.values() if self.may_classify(loaded)] or self._refuse(tasks)
+        unknown = [task for task in tasks if task not in visible]
+        if unknown:
+            raise UnknownTask(unknown_task(", ".join(unknown), visible))
+        found = [visible[TaskName(task)] for task in tasks]
+        refused = [loaded.task for loaded in found if not self.may_classify(loaded)]
+        return self._refuse(refused) if refused else found
+
+    def _refuse(self, tasks: Sequence[str]) -> NoReturn:
+        assert self.key is not None, "without a key, what is seen may be asked"
+        raise KeyLacksScope(
+            f"key {self.key.name!r} may not classify with task {', '.join(tasks)}; it may with: "
+            f"{', '.join(self.key.classify) or 'none'}: use another key, or make one with 'mu2net keys create'"
+        )
+
+
+def server_of(request: Request) -> Server:
+    server: Server = request.app.state.server
+    return server
+
+
+def allow(request: Request, action: Action) -> Caller:
+    """Return who asks, if the request may do `action`: every route that is not open to all calls this, once.
+
+    `read` is looking at what the server has, `tasks` is adding and retiring tasks and their jobs, `releases` is
+    activating and resuming. A caller that may classify need not be allowed every task: see `Caller.routes`.
 
     Raises:
-        WritingIsOff: the message says what would allow it.
+        KeyNeeded: the server has keys, and the request brings none in use.
+        KeyLacksScope: its key is for other things.
+        RateLimited: its key has used up its rate.
+        WritingIsOff: there is no key, and `action` changes something where it may not.
+        NotReady: the keys could not be read yet.
     """
-    if not is_writing_on(settings):
+    server = server_of(request)
+    if server.keys.is_required:
+        return _key_holder(request, server, action)
+    trouble = _why_no_writing(request, server.settings)
+    if trouble is not None and action in {"tasks", "releases"}:
+        raise WritingIsOff(trouble)
+    return Caller(None, is_own_user=trouble is None)
+
+
+def _key_holder(request: Request, server: Server, action: Action) -> Caller:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    key = server.keys.holder(token.strip()) if scheme.lower() == "bearer" else None
+    if key is None:
+        what = "the request has none" if not token else "this one is unknown or revoked"
+        raise KeyNeeded(
+            f"this server needs an API key, and {what}: send the header 'Authorization: Bearer KEY' with a key made by "
+            "'mu2net keys create'"
+        )
+    server.rate_limit.count(key)
+    if action in {"tasks", "releases"} and action not in key.manages:
+        raise KeyLacksScope(
+            f"key {key.name!r} may not manage {action}; it may manage: {', '.join(key.manages) or 'nothing'}: use "
+            f"another key, or make one with 'mu2net keys create --{action}'"
+        )
+    return Caller(key, is_own_user=False)
+
+
+def _why_no_writing(request: Request, settings: Settings) -> str | None:
+    """Return why a request without a key may change nothing, None if it may.
+
+    A page of another site in a browser on this very machine may not: it comes with an origin or, having
+    bent its own name to this address, with a host that is none of this machine's. Nor may what a proxy on
+    this machine passes on, which may come from anywhere.
+    """
+    if not _is_loopback(settings.bind_address):
         bound = f"bound to {settings.bind_address}" if settings.bind_address else "not told where it is bound"
-        raise WritingIsOff(
-            f"this server takes no changes: it is {bound}, and only one on a loopback address does ('mu2net serve' "
-            "with its default host); change the store with 'mu2net releases ...' instead"
+        return (
+            f"this server takes no changes without a key: it is {bound}, and only one on a loopback address does "
+            "('mu2net serve' with its default host); make a key with 'mu2net keys create', or change the store "
+            "with 'mu2net releases ...'"
         )
     host, origin = request.headers.get("host", ""), request.headers.get("origin")
-    if not _is_local(host) or (origin is not None and urlsplit(origin).netloc != host):
-        raise WritingIsOff(
-            f"this server takes changes from this machine's own pages and programs only, not from {origin or host!r}: "
-            "call it by its loopback address"
-        )
-
-
-def _is_local(host: str) -> bool:
     name = urlsplit(f"//{host}").hostname or ""
-    if name == "localhost":
-        return True
+    if not (name == "localhost" or _is_loopback(name)) or (origin is not None and urlsplit(origin).netloc != host):
+        return (
+            "this server takes changes without a key from this machine's own pages and programs only, not from "
+            f"{origin or host!r}: call it by its loopback address"
+        )
+    if any(header in request.headers for header in FORWARDED):
+        return "this server takes no changes that a proxy passes on without a key: make one with 'mu2net keys create'"
+    return None
+
+
+def _is_loopback(address: str) -> bool:
     try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:  # a name, or not told: nobody may rely on it
         return False

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from models.errors import Overloaded
 from service.engine import Logits, Row
-from service.metrics import Metrics
+from service.metrics import Metrics, task_label
 
 Run = Callable[[Sequence[Row]], list[Logits]]
 Asker = tuple[str, ...]  # the tasks of one image's request: those who ask the same stand in one line
@@ -178,7 +178,8 @@ class Batcher:
         rows = [row for job in batch for row in job.rows]
         started = time.monotonic()
         for job in batch:
-            self._metrics.count_batched(job.asker, waited_s=started - job.since, batch_rows=len(rows))
+            labels = [task_label(row.route) for row in job.rows]
+            self._metrics.count_batched(labels, waited_s=started - job.since, batch_rows=len(rows))
         try:
             logits = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, rows)
         except Exception as error:  # the engine's, whatever it is, belongs to the job that caused it

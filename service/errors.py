@@ -1,6 +1,7 @@
 """Errors as HTTP answers: one table of statuses, and `application/problem+json` (RFC 9457) for all of them."""
 
 import asyncio
+import math
 import re
 from http import HTTPStatus
 from typing import Any
@@ -29,6 +30,8 @@ STATUS: dict[type[errors.Mu2NetError], HTTPStatus] = {
     errors.StoreNotFound: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.StoreError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.WritingIsOff: HTTPStatus.FORBIDDEN,
+    errors.KeyNeeded: HTTPStatus.UNAUTHORIZED,
+    errors.KeyLacksScope: HTTPStatus.FORBIDDEN,
     errors.NotReady: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.Overloaded: HTTPStatus.TOO_MANY_REQUESTS,
 }
@@ -62,7 +65,9 @@ def problem_of(error: errors.Mu2NetError) -> JSONResponse:
     """Return the problem document of an expected error."""
     headers = {}
     if isinstance(error, errors.Overloaded):
-        headers["retry-after"] = str(max(1, round(error.retry_after_s)))
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, errors.KeyNeeded):
+        headers["www-authenticate"] = "Bearer"
     kind = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", type(error).__name__).lower()
     return problem(status_of(error), kind=kind, detail=str(error), headers=headers)
 

@@ -2,19 +2,20 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response
+from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import ClientDisconnect
 
-from models.errors import InvalidInput, UnknownTask
-from models.release import unknown_task
+from models.errors import InvalidInput
 from models.store import Current
 from service import errors, views
-from service.access import require_writing
-from service.metrics import NO_TASK
+from service.access import allow, server_of
+from service.keys import ALL_TASKS
+from service.metrics import NO_TASK, task_label
 from service.predictor import Answer
 from service.release import LoadedRelease
 from service.schemas import Classification, ManyClassifications, Pointer, ReleaseDiff, ReleaseList, TaskDetail, TaskList
@@ -23,15 +24,10 @@ from service.settings import metrics_folder
 from service.upload import IMAGE_FIELD, TASKS_FIELD, read_upload
 
 Result = TypeVar("Result")
-ALL_TASKS = "all"
+# Tells OpenAPI alone: `allow` reads the header and decides.
+KEY = HTTPBearer(auto_error=False, description="an API key, needed where the server has any: 'mu2net keys create'")
 
 
-def _server(request: Request) -> Server:
-    server: Server = request.app.state.server
-    return server
-
-
-ServerOf = Annotated[Server, Depends(_server)]
 Tasks = Annotated[list[str] | None, Query(description="names, separated by commas or repeated; or: all")]
 TopK = Annotated[int, Query(ge=1, le=10_000, description="how many classes to name, at most")]
 WithLogits = Annotated[bool, Query(alias="logits", description="add the logits of all classes")]
@@ -45,7 +41,12 @@ Limit = Annotated[int, Query(ge=1, le=1000, description="how many releases to li
 
 def create_app() -> FastAPI:
     """Return the application; `app.state.server` must hold the `Server` before the first request."""
-    app = FastAPI(title="mu2net", version="1", description="One growing vision transformer, many tasks.")
+    app = FastAPI(
+        title="mu2net",
+        version="1",
+        description="One growing vision transformer, many tasks.",
+        dependencies=[Depends(KEY)],
+    )
     errors.install(app)
     _add_classify(app)
     _add_descriptions(app)
@@ -54,19 +55,18 @@ def create_app() -> FastAPI:
 
 
 def _add_classify(app: FastAPI) -> None:
-    problems = errors.responses(400, 404, 413, 415, 422, 429, 503)
+    problems = errors.responses(400, 401, 403, 404, 413, 415, 422, 429, 503)
 
     @app.post("/v1/tasks/{task}/classify", response_model_exclude_none=True, responses=problems, openapi_extra=_body())
     async def classify(
         request: Request,
-        server: ServerOf,
         task: str,
         top_k: TopK = 5,
         with_logits: WithLogits = False,
         pinned: Pin = None,
     ) -> Classification:
         """Classify one or several images with one task."""
-        release, (answer,) = await _answer(request, server, pinned, path_task=task)
+        release, (answer,) = await _answer(request, pinned, path_task=task)
         return views.classification(answer, release, top_k=top_k, with_logits=with_logits)
 
     @app.post(
@@ -74,14 +74,13 @@ def _add_classify(app: FastAPI) -> None:
     )
     async def classify_many(
         request: Request,
-        server: ServerOf,
         tasks: Tasks = None,
         top_k: TopK = 5,
         with_logits: WithLogits = False,
         pinned: Pin = None,
     ) -> ManyClassifications:
         """Classify one or several images with several tasks; what the tasks share runs once."""
-        release, answers = await _answer(request, server, pinned, query_tasks=tasks or ())
+        release, answers = await _answer(request, pinned, query_tasks=tasks or ())
         return ManyClassifications(
             release=release.number,
             answers=[views.classification(a, release, top_k=top_k, with_logits=with_logits) for a in answers],
@@ -90,51 +89,48 @@ def _add_classify(app: FastAPI) -> None:
 
 async def _answer(
     request: Request,
-    server: Server,
     pinned: int | None,
     *,
     path_task: str | None = None,
     query_tasks: Sequence[str] = (),
 ) -> tuple[LoadedRelease, list[Answer]]:
     """Answer from the release of this moment or the pinned one, and count it; given up when the client has gone."""
-    started, status, asked = time.monotonic(), 200, [NO_TASK]
+    server = server_of(request)
+    started, status, labels = time.monotonic(), 200, [NO_TASK]
     try:
+        caller = allow(request, "classify")
         release = server.predictor.ready_release(pinned)
         if path_task is not None:  # an unknown one is told before the body is read
-            asked = [release.route(path_task).task]
+            routes = caller.routes(release, [path_task])
+            labels = [task_label(routes[0])]
         upload = await read_upload(
             request, max_bytes=server.settings.max_request_bytes, max_images=server.settings.max_request_images
         )
         if path_task is None:
-            asked = _known_tasks([*query_tasks, *upload.tasks], release)
+            routes = caller.routes(release, _names([*query_tasks, *upload.tasks], caller.visible(release)))
+            labels = [task_label(route) for route in routes]
         elif upload.tasks:
             raise InvalidInput(f"field {TASKS_FIELD!r} has no meaning here: the path names the task, {path_task!r}")
-        return release, await _unless_gone(request, server.predictor.classify(release, upload.images, asked))
+        return release, await _unless_gone(request, server.predictor.classify(upload.images, routes))
     except BaseException as error:
         status = errors.status_number(error)
         raise
     finally:
-        server.metrics.count(asked, status, time.monotonic() - started)
+        server.metrics.count(labels, status, time.monotonic() - started)
 
 
-def _known_tasks(texts: Sequence[str], release: LoadedRelease) -> list[str]:
-    """Return the tasks that comma-separated texts name, each once, in their order; of `all` by name.
+def _names(texts: Sequence[str], known: Iterable[str]) -> list[str]:
+    """Return the names that comma-separated texts hold, each once, in their order.
 
     Raises:
-        InvalidInput: none is named.
-        UnknownTask: the release lacks some; the message has them and those it has.
+        InvalidInput: there is none; the message has the `known` ones.
     """
     names = list(dict.fromkeys(name.strip() for text in texts for name in text.split(",") if name.strip()))
     if not names:
         raise InvalidInput(
             f"no task is named: add ?tasks=a,b or a multipart field {TASKS_FIELD!r}, or the name {ALL_TASKS!r} for "
-            f"every task; known tasks: {', '.join(sorted(release.routes))}"
+            f"every task; known tasks: {', '.join(known)}"
         )
-    if ALL_TASKS in names:
-        return sorted(release.routes)
-    unknown = [name for name in names if name not in release.routes]
-    if unknown:
-        raise UnknownTask(unknown_task(", ".join(unknown), release.routes))
     return names
 
 
@@ -162,45 +158,54 @@ async def _gone(request: Request) -> None:
 
 
 def _add_descriptions(app: FastAPI) -> None:
-    @app.get("/v1/tasks", responses=errors.responses(503))
-    async def tasks(server: ServerOf) -> TaskList:
+    @app.get("/v1/tasks", responses=errors.responses(401, 429, 503))
+    async def tasks(request: Request) -> TaskList:
         """List the tasks of the release that answers."""
-        release = server.predictor.loaded_release()
+        caller = allow(request, "read")
+        release = server_of(request).predictor.loaded_release()
         return TaskList(
-            release=release.number, tasks=[views.task_summary(release, task) for task in sorted(release.routes)]
+            release=release.number,
+            tasks=[views.task_summary(release, route) for route in caller.visible(release).values()],
         )
 
-    @app.get("/v1/tasks/{task}", responses=errors.responses(404, 503))
-    async def task(server: ServerOf, task: str) -> TaskDetail:
+    @app.get("/v1/tasks/{task}", responses=errors.responses(401, 404, 429, 503))
+    async def task(request: Request, task: str) -> TaskDetail:
         """Describe one task: labels, quality, cost, lineage, and what it shares with whom."""
-        return views.task_detail(server.predictor.loaded_release(), task)
+        caller = allow(request, "read")
+        release = server_of(request).predictor.loaded_release()
+        return views.task_detail(release, caller.visible_route(release, task), caller.visible(release))
 
     @app.get("/metrics", include_in_schema=False)
-    def metrics(server: ServerOf) -> Response:
-        return Response(server.metrics.render(metrics_folder()), media_type=CONTENT_TYPE_LATEST)
+    def metrics(request: Request) -> Response:
+        allow(request, "read")
+        return Response(server_of(request).metrics.render(metrics_folder()), media_type=CONTENT_TYPE_LATEST)
 
 
 def _add_releases(app: FastAPI) -> None:
-    @app.get("/v1/releases", responses=errors.responses(422))
-    def releases(server: ServerOf, limit: Limit = 20) -> ReleaseList:
+    changed = errors.responses(401, 403, 404, 422, 429, 503)
+
+    @app.get("/v1/releases", responses=errors.responses(401, 422, 429, 503))
+    def releases(request: Request, limit: Limit = 20) -> ReleaseList:
         """List the store's releases, which one answers, and why if it is not the active one."""
-        return views.release_list(server, limit=limit)
+        return views.release_list(server_of(request), allow(request, "read"), limit=limit)
 
-    @app.get("/v1/releases/{before}/diff/{after}", responses=errors.responses(404, 422, 503))
-    def diff(server: ServerOf, before: Number, after: Number) -> ReleaseDiff:
+    @app.get("/v1/releases/{before}/diff/{after}", responses=errors.responses(401, 404, 422, 429, 503))
+    def diff(request: Request, before: Number, after: Number) -> ReleaseDiff:
         """Tell which tasks one release has otherwise than another."""
-        return views.release_diff(server, before=before, after=after)
+        return views.release_diff(server_of(request), allow(request, "read"), before=before, after=after)
 
-    @app.post("/v1/releases/{number}/activate", responses=errors.responses(403, 404, 422, 503), status_code=202)
-    def activate(request: Request, server: ServerOf, number: Number) -> Pointer:
+    @app.post("/v1/releases/{number}/activate", responses=changed, status_code=202)
+    def activate(request: Request, number: Number) -> Pointer:
         """Make a release the active one and hold it: no job moves on until a resume. Servers follow within seconds."""
-        require_writing(request, server.settings)
+        allow(request, "releases")
+        server = server_of(request)
         return _moved(server, server.store().activate(number))
 
-    @app.post("/v1/releases/resume", responses=errors.responses(403, 503), status_code=202)
-    def resume(request: Request, server: ServerOf) -> Pointer:
+    @app.post("/v1/releases/resume", responses=changed, status_code=202)
+    def resume(request: Request) -> Pointer:
         """End a hold: what was published meanwhile becomes active, on top of the release that is active now."""
-        require_writing(request, server.settings)
+        allow(request, "releases")
+        server = server_of(request)
         return _moved(server, server.store().resume())
 
 

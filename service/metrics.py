@@ -6,11 +6,17 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from models.names import SubgraphId
+from service.engine import LoadedRoute
 
-NO_TASK = "-"  # of requests that name no known task; no task can be called so
+NO_TASK = "-"  # of requests that name no known task; no task can be called so, nor
+PRIVATE_TASK = "-private"  # of all private tasks, whose names are not told
 LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 DIGEST_DIGITS = 12  # of a subgraph's digest in a label; whole ones would only make the page long
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+def task_label(loaded: LoadedRoute) -> str:
+    return PRIVATE_TASK if loaded.route.private else loaded.task
 
 
 class Metrics:

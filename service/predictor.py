@@ -65,16 +65,14 @@ class Predictor:
             raise NotReady(f"not ready: release {release.number} has no task yet; add one with 'mu2net evolve'")
         return release
 
-    async def classify(self, release: LoadedRelease, images: Sequence[bytes], tasks: Sequence[str]) -> list[Answer]:
-        """Return one answer for each of `tasks`.
+    async def classify(self, images: Sequence[bytes], routes: Sequence[LoadedRoute]) -> list[Answer]:
+        """Return one answer for each of `routes`.
 
         Raises:
-            UnknownTask: `release` has no such task; the message lists those it has.
             InvalidImage: an image that cannot be read; of several the message says which.
             ImageTooLarge: an image with more bytes or pixels than allowed.
             Overloaded: the queue is full, or the answer took longer than allowed.
         """
-        routes = [release.route(task) for task in tasks]
         with self._batcher.admit(tuple(route.task for route in routes), len(images)):
             try:
                 async with asyncio.timeout(self._timeout_s):

@@ -55,6 +55,7 @@ class TaskSummary(BaseModel):
     task: str
     release: int
     route: str
+    is_private: bool = Field(description="only those who may know of it are told")
     num_classes: int
     image_size: int = Field(description="pixels, square; images of any size may be sent")
     quality: QualityView | None
@@ -101,9 +102,9 @@ class TaskDetail(TaskSummary):
 class ReleaseSummary(BaseModel):
     release: int
     parent: int | None
-    reason: str
+    reason: str | None = Field(description="what it changed; null for who may not know of private tasks")
     created_at: str
-    tasks: int
+    tasks: int | None = Field(description="how many; null likewise")
 
 
 class ReloadView(BaseModel):
@@ -123,7 +124,7 @@ class ReloadView(BaseModel):
 class FailureView(BaseModel):
     release: int | None = Field(description="null where the store could not be read at all")
     kind: str = Field(description="short name of the kind of error, for programs")
-    error: str
+    error: str | None = Field(description="null for who may not know of private tasks: the server's log has it")
     attempts: int
     last_attempt_at: str
     next_attempt_in_s: float
@@ -156,6 +157,7 @@ class DifferenceView(BaseModel):
     route_after: str | None
     validation_before: float | None = Field(description="accuracy, 0 to 1; null also where it was never measured")
     validation_after: float | None
+    is_private: bool = Field(description="in one of the releases at least")
     new_parameters: int = Field(description="weights that no route of the release before has")
 
 

@@ -4,11 +4,13 @@ import logging
 from dataclasses import dataclass
 from functools import partial
 
-from models.store import Store
+from models.store import Store, open_files
 from service import engine
 from service.batcher import Batcher
+from service.keys import KeyRing
 from service.metrics import Metrics
 from service.predictor import Predictor
+from service.rate_limit import RateLimit
 from service.release import StagePool
 from service.reload import Watcher
 from service.residents import Residents
@@ -29,16 +31,20 @@ class Server:
     residents: Residents
     predictor: Predictor
     watcher: Watcher
+    keys: KeyRing
+    rate_limit: RateLimit
 
     def store(self) -> Store:
         """Open the store; StoreNotFound or StoreUnreachable if it has gone."""
         return Store.open(self.settings.store, cache=self.settings.cache)
 
     def start(self) -> None:
+        self.keys.start()
         self.batcher.start()
         self.watcher.start()
 
     async def stop(self) -> None:
+        self.keys.stop()
         self.watcher.stop()
         await self.batcher.stop()
         self.predictor.stop()
@@ -77,4 +83,6 @@ def build_server(settings: Settings, metrics: Metrics) -> Server:
         poll_interval_s=settings.poll_interval_s,
         metrics=metrics,
     )
-    return Server(settings, runtime, metrics, batcher, residents, predictor, watcher)
+    keys = KeyRing(lambda: open_files(settings.store, settings.cache)[0], poll_interval_s=settings.poll_interval_s)
+    rate_limit = RateLimit(settings.key_rate)
+    return Server(settings, runtime, metrics, batcher, residents, predictor, watcher, keys, rate_limit)

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.errors import InvalidConfig
 from models.preprocess import ImageLimits
+from service.rate_limit import RATE
 
 PREFIX = "MU2NET_"
 
@@ -31,6 +32,9 @@ class Settings(BaseSettings):
     timeout_s: float = Field(30.0, gt=0, le=3600, description="seconds after which a waiting request is given up")
     resident_releases: int = Field(2, ge=1, le=100, description="releases in memory: the live one and those before it")
     bind_address: str = Field("", description="IP address that the server binds, set by 'mu2net serve'")
+    key_rate: str | None = Field(
+        None, pattern=RATE, description="requests of one API key, such as 100/minute; unset: no limit"
+    )
     max_image_bytes: int = Field(20 * 2**20, ge=1, description="bytes of one encoded image")
     max_image_pixels: int = Field(50_000_000, ge=1, description="width times height of one image")
     max_request_bytes: int = Field(64 * 2**20, ge=1, description="bytes of one request's body")

@@ -1,16 +1,18 @@
 """From the engine's objects to the answers of the HTTP interface."""
 
 import dataclasses
+from collections.abc import Mapping
 from contextlib import suppress
 
 import numpy as np
 
 from models.diff import diff
 from models.errors import NotFound, StoreError
-from models.names import ComponentId
+from models.names import ComponentId, TaskName
 from models.release import Release
 from models.store import Current
-from service.engine import Logits
+from service.access import Caller
+from service.engine import LoadedRoute, Logits
 from service.predictor import Answer
 from service.release import LoadedRelease
 from service.reload import WatchStatus
@@ -58,13 +60,13 @@ def best(logits: Logits, labels: tuple[str, ...], top_k: int) -> list[Prediction
     return [Prediction(label=labels[i], probability=float(probabilities[i])) for i in order]
 
 
-def task_summary(release: LoadedRelease, task: str) -> TaskSummary:
-    loaded = release.route(task)
+def task_summary(release: LoadedRelease, loaded: LoadedRoute) -> TaskSummary:
     route, figures = loaded.route, release.figures[loaded.task]
     return TaskSummary(
         task=loaded.task,
         release=release.number,
         route=loaded.id,
+        is_private=route.private,
         num_classes=len(route.labels),
         image_size=route.image_size,
         quality=None if route.quality is None else QualityView(**dataclasses.asdict(route.quality)),
@@ -76,12 +78,13 @@ def task_summary(release: LoadedRelease, task: str) -> TaskSummary:
     )
 
 
-def task_detail(release: LoadedRelease, task: str) -> TaskDetail:
-    route = release.route(task).route
+def task_detail(release: LoadedRelease, described: LoadedRoute, visible: Mapping[TaskName, LoadedRoute]) -> TaskDetail:
+    """Return all about one task; of the others, those that are `visible` are named."""
+    route = described.route
     users: dict[ComponentId, list[str]] = {component: [] for component in route.component_ids}
-    for other, loaded in sorted(release.routes.items()):
+    for other, loaded in visible.items():
         for component in loaded.route.component_ids & users.keys():
-            if other != task:
+            if other != described.task:
                 users[component].append(other)
     stages = [
         StageView(
@@ -95,7 +98,7 @@ def task_detail(release: LoadedRelease, task: str) -> TaskDetail:
         for stage in route.stages
     ]
     return TaskDetail(
-        **task_summary(release, task).model_dump(),
+        **task_summary(release, described).model_dump(),
         labels=list(route.labels),
         hparams=route.hparams,
         lineage=LineageView(**dataclasses.asdict(route.lineage)),
@@ -103,8 +106,10 @@ def task_detail(release: LoadedRelease, task: str) -> TaskDetail:
     )
 
 
-def release_list(server: Server, *, limit: int) -> ReleaseList:
+def release_list(server: Server, caller: Caller, *, limit: int) -> ReleaseList:
     """Return what the store has and what this server does about it; reads the store's release files.
+
+    What may name a private task is left out for a caller who may not know of it.
 
     A store that cannot be read leaves `active` unknown: `failure` has the watcher's reason.
     """
@@ -113,7 +118,7 @@ def release_list(server: Server, *, limit: int) -> ReleaseList:
     with suppress(StoreError, NotFound, OSError):
         store = server.store()
         current = store.current()
-        releases = [_release_summary(store.release(number)) for number in store.release_numbers()[::-1][:limit]]
+        releases = [_release_summary(store.release(number), caller) for number in store.release_numbers()[::-1][:limit]]
     status, runtime = server.watcher.status, server.runtime
     resident = [held.number for held in server.residents.held]
     return ReleaseList(
@@ -123,16 +128,17 @@ def release_list(server: Server, *, limit: int) -> ReleaseList:
         pending=[] if current is None else list(current.pending),
         resident=resident,
         last_reload=_reload(status),
-        failure=_failure(status),
+        failure=_failure(status, is_told=caller.sees_all),
         engine=EngineView(provider=runtime.provider, threads=runtime.threads, onnxruntime=runtime.version),
         releases=releases,
     )
 
 
-def release_diff(server: Server, *, before: int, after: int) -> ReleaseDiff:
+def release_diff(server: Server, caller: Caller, *, before: int, after: int) -> ReleaseDiff:
     """Return what differs from one release of the store to another; UnknownRelease if it lacks one."""
     store = server.store()
-    changes = diff(store, store.release(before), store.release(after))
+    found = diff(store, store.release(before), store.release(after))
+    changes = [change for change in found if caller.sees(change.task, is_private=change.is_private)]
     views = [DifferenceView(**dataclasses.asdict(change)) for change in changes]
     return ReleaseDiff(before=before, after=after, changes=views)
 
@@ -146,7 +152,10 @@ def readiness(server: Server) -> Readiness:
     release = server.predictor.ready_release()
     watcher = server.watcher
     return Readiness(
-        release=release.number, active=watcher.active, skewed=watcher.is_skewed, failure=_failure(watcher.status)
+        release=release.number,
+        active=watcher.active,
+        skewed=watcher.is_skewed,
+        failure=_failure(watcher.status, is_told=False),
     )
 
 
@@ -160,8 +169,11 @@ def pointer(server: Server, current: Current) -> Pointer:
     )
 
 
-def _failure(status: WatchStatus) -> FailureView | None:
-    return None if status.failure is None else FailureView(**dataclasses.asdict(status.failure))
+def _failure(status: WatchStatus, *, is_told: bool) -> FailureView | None:
+    if status.failure is None:
+        return None
+    failure = FailureView(**dataclasses.asdict(status.failure))
+    return failure if is_told else failure.model_copy(update={"error": None})
 
 
 def _reload(status: WatchStatus) -> ReloadView | None:
@@ -181,11 +193,11 @@ def _reload(status: WatchStatus) -> ReloadView | None:
     )
 
 
-def _release_summary(release: Release) -> ReleaseSummary:
+def _release_summary(release: Release, caller: Caller) -> ReleaseSummary:
     return ReleaseSummary(
         release=release.number,
         parent=release.parent,
-        reason=release.reason,
+        reason=release.reason if caller.sees_all else None,
         created_at=release.created_at,
-        tasks=len(release.tasks),
+        tasks=len(release.tasks) if caller.sees_all else None,
     )

@@ -35,6 +35,7 @@ class TaskPlan:
     seed: int = 1
     golden_error: float = 0.0  # added to the stored logits, to make a release that must be refused
     nan: bool = False
+    private: bool = False
 
 
 def make_store(folder: Path, *plans: TaskPlan) -> Store:
@@ -108,6 +109,7 @@ def _route(store: Store, plan: TaskPlan) -> Route:
         quality=Quality(validation_accuracy=0.5, validation_images=4, score=0.4),
         lineage=Lineage(store.release().root, ("by hand",), 1, plan.name, 0),
         golden=GoldenId(golden),
+        private=plan.private,
     )
 
 

@@ -47,18 +47,21 @@ def environment(home: Path, **settings: str) -> dict[str, str]:
     return own | {"HOME": str(home)} | settings
 
 
-def start(store: Path, port: int, env: dict[str, str]) -> "subprocess.Popen[bytes]":
+def start(store: Path, port: int, env: dict[str, str], host: str) -> "subprocess.Popen[bytes]":
     program = Path(sys.executable).with_name("mu2net")
-    return subprocess.Popen([program, "serve", store, "--port", str(port)], env=env, cwd=store.parent)
+    return subprocess.Popen([program, "serve", store, "--port", str(port), "--host", host], env=env, cwd=store.parent)
 
 
 @contextlib.contextmanager
-def running(store: Path, home: Path) -> Iterator[tuple["subprocess.Popen[bytes]", httpx.Client]]:
+def running(
+    store: Path, home: Path, *, host: str = "127.0.0.1", **settings: str
+) -> Iterator[tuple["subprocess.Popen[bytes]", httpx.Client]]:
+    """Serve a store by a process of its own until the block ends."""
     port = free_port()
-    server = start(store, port, environment(home, MU2NET_POLL_INTERVAL_S="0.1"))
+    server = start(store, port, environment(home, MU2NET_POLL_INTERVAL_S="0.1", **settings), host)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            wait_until(server, lambda: client.get("/v1/tasks").status_code == 200)
+            wait_until(server, lambda: client.get("/livez").status_code == 200)
             yield server, client
     finally:
         server.send_signal(signal.SIGTERM)

@@ -26,6 +26,11 @@ class AnyRoute:
 
     task: str
     flops: int = 1
+    private: bool = False
+
+    @property
+    def route(self) -> "AnyRoute":
+        return self
 
 
 def row(value: int, task: str = "a") -> Row:

@@ -60,13 +60,12 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 @contextmanager
 def served(store: Path, *, is_ready: bool = True, **settings: Any) -> Iterator[tuple[TestClient, Server]]:
-    """Serve a store in this process until the block ends."""
-    server = build_server(
-        Settings(store=str(store), device="cpu", poll_interval_s=0.05, **settings), Metrics(CollectorRegistry())
-    )
+    """Serve a store in this process until the block ends, as if bound to a loopback address."""
+    own: dict[str, Any] = {"device": "cpu", "poll_interval_s": 0.05, "bind_address": "127.0.0.1"}
+    server = build_server(Settings(store=str(store), **(own | settings)), Metrics(CollectorRegistry()))
     app = create_app()
     app.state.server = server
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
         assert client.portal is not None
         client.portal.call(server.start)
         try:
@@ -192,6 +191,7 @@ def test_two_releases_are_compared(client: TestClient, store: Store) -> None:
         "route_after": route,
         "validation_before": None,
         "validation_after": 0.5,
+        "is_private": False,
     }
     backwards = client.get("/v1/releases/2/diff/1").json()["changes"]
     assert [(change["what"], change["route_after"], change["new_parameters"]) for change in backwards] == [
@@ -304,7 +304,7 @@ def test_a_client_that_leaves_takes_its_images_out_of_the_queue(store: Store, mo
         app = client.app
         monkeypatch.setattr(server.batcher, "_run", block)
         assert client.portal is not None
-        work = partial(server.predictor.classify, server.predictor.ready_release(), [picture()], ["first"])
+        work = partial(server.predictor.classify, [picture()], [server.predictor.ready_release().route("first")])
         first = client.portal.start_task_soon(work)
         client.portal.call(leave_at_once)
         assert sent[0]["status"] == 499

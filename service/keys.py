@@ -1,0 +1,180 @@
+"""API keys: one record in the store, `keys.json`, that holds hashes only.
+
+In the store, because that is the one place that every worker and every machine serving it reads anyway: a key
+made or revoked by `mu2net keys` counts everywhere within seconds, without a restart. A key is 256 random
+bits, so one round of SHA-256 hides it as well as a slow hash would, which is for passwords.
+"""
+
+import hashlib
+import hmac
+import logging
+import re
+import secrets
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from models.errors import InvalidInput, Mu2NetError, NotReady, UnknownKey
+from models.files import FileChanged, Files
+from models.records import decode, encode
+from models.store import now
+
+KEYS_FILE = "keys.json"
+ALL_TASKS = "all"  # in a key: every task that is not private
+TOKEN = re.compile(r"mu2net_([0-9a-f]{8})_([\w-]{43})")
+NOBODY = "0" * 64  # what an unknown key's hash is compared with, so that it takes as long as a known one's
+ATTEMPTS = 20  # of a writer whom others are faster than
+
+Manages = Literal["tasks", "releases"]
+
+log = logging.getLogger("mu2net.keys")
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What a key's holder may do. The key itself is known to its holder alone."""
+
+    id: str
+    name: str
+    sha256: str = field(repr=False)
+    classify: tuple[str, ...]  # names of tasks; `all` for every task that is not private
+    manages: tuple[Manages, ...]
+    rate: str | None  # as '100/minute'; None for the server's MU2NET_KEY_RATE
+    created_at: str  # UTC, ISO 8601
+    revoked_at: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyList:
+    """Every key there ever was: revoked ones stay, so that revoking the last does not open the server."""
+
+    keys: tuple[Key, ...] = ()
+    format_version: int = 1
+
+
+def new_key(name: str, *, classify: tuple[str, ...], manages: tuple[Manages, ...], rate: str | None) -> tuple[Key, str]:
+    """Return a new key's record and the key itself, which is kept nowhere."""
+    key_id = secrets.token_hex(4)
+    token = f"mu2net_{key_id}_{secrets.token_urlsafe(32)}"
+    return Key(key_id, name, _digest(token), classify, manages, rate, created_at=now()), token
+
+
+def read_keys(files: Files) -> KeyList:
+    """Return the keys of a store, none where the file is missing.
+
+    Raises:
+        StoreError: the file is damaged, or the store cannot be reached.
+    """
+    try:
+        return _decoded(files.read(KEYS_FILE))
+    except FileNotFoundError:
+        return KeyList()
+
+
+def add_key(files: Files, key: Key) -> None:
+    _change(files, lambda found: replace(found, keys=(*found.keys, key)))
+
+
+def revoke_key(files: Files, name: str) -> Key:
+    """Revoke the key with this id or, if only one in use has it, this name; return it.
+
+    Raises:
+        UnknownKey: none has, or several have.
+    """
+    revoked: list[Key] = []
+
+    def change(found: KeyList) -> KeyList:
+        key = replace(_find(found, name), revoked_at=now())
+        revoked[:] = [key]
+        return replace(found, keys=tuple(key if other.id == key.id else other for other in found.keys))
+
+    _change(files, change)
+    return revoked[0]
+
+
+def _find(found: KeyList, name: str) -> Key:
+    in_use = [key for key in found.keys if key.revoked_at is None]
+    named = [key for key in in_use if key.id == name] or [key for key in in_use if key.name == name]
+    if len(named) == 1:
+        return named[0]
+    if named:
+        raise UnknownKey(f"several keys are called {name!r}: name one by its id, {', '.join(key.id for key in named)}")
+    known = ", ".join(f"{key.id} ({key.name})" for key in in_use) or "none"
+    raise UnknownKey(f"no key in use has the id or name {name!r}; keys in use: {known}")
+
+
+def _change(files: Files, change: Callable[[KeyList], KeyList]) -> None:
+    for _ in range(ATTEMPTS):
+        try:
+            with files.lock():
+                if files.exists(KEYS_FILE):
+                    files.swap(KEYS_FILE, lambda data: encode(change(_decoded(data))))
+                else:
+                    files.create(KEYS_FILE, encode(change(KeyList())))
+            return
+        except (FileChanged, FileExistsError):
+            continue  # another writer was faster: its keys must not get lost
+    raise InvalidInput(f"{files.shown(KEYS_FILE)} was changed by others {ATTEMPTS} times meanwhile: try again")
+
+
+def _decoded(data: bytes) -> KeyList:
+    return decode(KeyList, data, KEYS_FILE)
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+class KeyRing:
+    """The store's keys as this process knows them, read again by its own thread all the while."""
+
+    def __init__(self, open_files: Callable[[], Files], *, poll_interval_s: float) -> None:
+        self._open_files = open_files
+        self._files: Files | None = None
+        self._poll_interval_s = poll_interval_s
+        self._keys: Mapping[str, Key] | None = None  # by id; None until they could be read
+        self._trouble = ""
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="keys", daemon=True)
+
+    def start(self) -> None:
+        self._look()
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    @property
+    def is_required(self) -> bool:
+        """Tell whether requests need a key: from the first one made, whether or not it was revoked since.
+
+        Raises:
+            NotReady: the keys could not be read yet; nobody is let in on a guess.
+        """
+        if self._keys is None:
+            raise NotReady("not ready: the store's keys could not be read yet; the server's log says why")
+        return bool(self._keys)
+
+    def holder(self, token: str) -> Key | None:
+        """Return the key in use that `token` is, in a time that does not tell how close it came."""
+        parts = TOKEN.fullmatch(token)
+        key = (self._keys or {}).get(parts[1]) if parts else None
+        is_right = hmac.compare_digest(_digest(token), NOBODY if key is None else key.sha256)
+        return key if is_right and key is not None and key.revoked_at is None else None
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(self._poll_interval_s):
+            self._look()
+
+    def _look(self) -> None:
+        """Read the keys; where that fails those known stay in force, and the log says so once."""
+        try:
+            if self._files is None:
+                self._files = self._open_files()
+            self._keys = {key.id: key for key in read_keys(self._files).keys}
+            self._trouble = ""
+        except (Mu2NetError, OSError) as error:
+            if str(error) != self._trouble:
+                log.error("the keys cannot be read, those read before stay in force: %s", error)
+            self._trouble = str(error)
