@@ -5,8 +5,8 @@
     uv run python .ci/pins.py --check     change nothing; exit with 1 if a pin is missing, left over or wrong
 
 A `uv.lock` would pin as well, but it names the registry of whoever wrote it. So the versions stand in
-pyproject.toml as constraints, which `uv run` obeys, and with hashes in service/requirements.txt, which
-the serving image installs.
+pyproject.toml as constraints, which `uv run` obeys, and with hashes in service/requirements*.txt, which
+the serving images install.
 """
 
 import argparse
@@ -21,7 +21,10 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parents[1]
 PYPROJECT = FOLDER / "pyproject.toml"
-REQUIREMENTS = FOLDER / "service" / "requirements.txt"
+REQUIREMENTS = {  # of the serving images, with the extras that each has
+    FOLDER / "service" / "requirements.txt": ["s3"],
+    FOLDER / "service" / "requirements-gpu.txt": ["s3", "gpu"],
+}
 COMMAND = "uv run python .ci/pins.py"
 EXPORT = ["uv", "export", "--quiet", "--frozen", "--no-emit-project", "--no-header", "--no-annotate"]
 COMPILE = ["uv", "pip", "compile", "--quiet", "--universal", "--no-header", "--no-annotate"]
@@ -29,10 +32,10 @@ COMPILE = ["uv", "pip", "compile", "--quiet", "--universal", "--no-header", "--n
 
 @dataclass(frozen=True, slots=True)
 class Pins:
-    """The text of the two files with every package pinned."""
+    """The text of the files with every package pinned."""
 
     pyproject: str
-    requirements: str
+    requirements: dict[Path, str]
 
 
 def pinned(pyproject: str) -> Pins:
@@ -46,11 +49,15 @@ def pinned(pyproject: str) -> Pins:
         (folder / "build.txt").write_text("\n".join(tables["tool"]["uv"]["build-constraint-dependencies"]))
         _run(folder, ["uv", "lock", "--quiet"])
         packages = _run(folder, [*EXPORT, "--all-extras", "--all-groups", "--no-hashes"])
-        serving = _run(folder, [*EXPORT, "--no-dev"])
+        serving = {
+            path: _run(folder, [*EXPORT, "--no-dev", *(f"--extra={extra}" for extra in extras)])
+            for path, extras in REQUIREMENTS.items()
+        }
         tools = _run(folder, [*COMPILE, "build.in", "--constraints", "build.txt"])
     text = with_list(pyproject, "constraint-dependencies", as_constraints(packages))
     text = with_list(text, "build-constraint-dependencies", as_constraints(tools))
-    return Pins(text, f"# The serving image's packages. Written by: {COMMAND}\n{serving}")
+    head = f"# The serving image's packages. Written by: {COMMAND}\n"
+    return Pins(text, {path: head + lines for path, lines in serving.items()})
 
 
 def as_constraints(requirements: str) -> list[str]:
@@ -89,8 +96,12 @@ def main() -> None:
     pins = pinned(without_pins(before) if arguments.upgrade else before)
     if not arguments.check:
         PYPROJECT.write_text(pins.pyproject)
-        REQUIREMENTS.write_text(pins.requirements)
-    elif pins.pyproject != before or versions(pins.requirements) != versions(REQUIREMENTS.read_text()):
+        for path, lines in pins.requirements.items():
+            path.write_text(lines)
+    elif pins.pyproject != before or any(
+        versions(lines) != versions(path.read_text() if path.exists() else "")
+        for path, lines in pins.requirements.items()
+    ):
         sys.exit(f"the pins do not fit the dependencies of pyproject.toml: run '{COMMAND}' and commit the change")
 
 

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from models.errors import InvalidInput
 from models.store import Current
-from service import errors, views
+from service import console, errors, views
 from service.access import allow, server_of
 from service.keys import ALL_TASKS
 from service.metrics import NO_TASK, task_label
@@ -51,6 +51,7 @@ def create_app() -> FastAPI:
     _add_classify(app)
     _add_descriptions(app)
     _add_releases(app)
+    console.install(app)
     return app
 
 

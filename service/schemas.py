@@ -75,6 +75,7 @@ class ComponentView(BaseModel):
     kind: str
     id: str
     parameters: int
+    of_root: bool = Field(description="it is the pretrained root's own")
     shared_with: list[str] = Field(description="other tasks of the release that use it")
 
 

@@ -91,7 +91,13 @@ def task_detail(release: LoadedRelease, described: LoadedRoute, visible: Mapping
             kind=stage.kind,
             subgraph=stage.subgraph,
             components=[
-                ComponentView(kind=c.kind, id=c.id, parameters=c.parameters, shared_with=users[c.id])
+                ComponentView(
+                    kind=c.kind,
+                    id=c.id,
+                    parameters=c.parameters,
+                    of_root=c.id in release.root.component_ids,
+                    shared_with=users[c.id],
+                )
                 for c in stage.components
             ],
         )

@@ -1,6 +1,7 @@
 """The Bento: holds the service and what it imports, names no registry, and serves a mounted store."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,11 +9,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 
 from tests.service_store import TaskPlan, make_store
 from tests.test_serve_process import environment, free_port, picture, wait_until
 
 ROOT = Path(__file__).parents[1]
+HOME = str(Path.home())  # uv's cache lies there
 BENTOML = [sys.executable, "-m", "bentoml"]
 
 
@@ -24,6 +27,24 @@ def test_the_bento_includes_the_service_and_the_models_alone() -> None:
     assert "://" not in requirements
     assert "--hash=sha256:" in requirements
     assert not {line.split("==")[0] for line in requirements.splitlines()} & {"torch", "timm", "onnx"}
+
+
+def test_the_gpu_image_differs_in_its_packages_and_its_device_alone() -> None:
+    cpu, gpu = (yaml.safe_load((ROOT / name).read_text()) for name in ("bentofile.yaml", "bentofile.gpu.yaml"))
+    assert gpu["python"].pop("requirements_txt") == "service/requirements-gpu.txt"
+    assert cpu["python"].pop("requirements_txt") == "service/requirements.txt"
+    more = [env["name"] for env in gpu["envs"] if env not in cpu["envs"]]
+    assert more == ["MU2NET_DEVICE", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"]
+    gpu["envs"] = [env for env in gpu["envs"] if env in cpu["envs"]]
+    assert gpu == cpu
+
+    def packages(name: str) -> set[str]:
+        return set(re.findall(r"^\S+==[^ ;]+", (ROOT / "service" / name).read_text(), re.MULTILINE))
+
+    assert packages("requirements.txt") < packages("requirements-gpu.txt")
+    assert {line.split("-")[0] for line in packages("requirements-gpu.txt") - packages("requirements.txt")} == {
+        "nvidia"
+    }
 
 
 def copy_tracked_files(folder: Path) -> Path:
@@ -44,9 +65,22 @@ def test_a_bento_built_from_a_clean_clone_serves_a_store(tmp_path: Path) -> None
     subprocess.run([*BENTOML, "build"], cwd=clone, env=env, check=True, timeout=300)
     (source,) = home.glob("bentos/mu2net/*/src")
     assert {path.name for path in source.iterdir()} == {"service", "models", "bentofile.yaml"}
+    dockerfile = (source.parent / "env" / "docker" / "Dockerfile").read_text()
+    assert re.search(r"^FROM \S+:\d+\.\d+\.\d+-python3\.11-bookworm-slim AS", dockerfile, re.MULTILINE)
+    assert re.search(r"^USER bentoml$", dockerfile, re.MULTILINE)
 
+    own = tmp_path / "own"  # an environment with the Bento's locked packages and nothing else, as in its image
+    subprocess.run(["uv", "venv", "--quiet", "--python", sys.executable, own], check=True, timeout=60)
+    locked = ["-r", str(source.parent / "env" / "python" / "requirements.txt")]
+    subprocess.run(
+        ["uv", "pip", "install", "--quiet", "--python", str(own), *locked],
+        check=True,
+        timeout=600,
+        env=env | {"HOME": HOME},
+    )
     port = free_port()
-    command = [*BENTOML, "serve", "mu2net:latest", "--host", "127.0.0.1", "--port", str(port)]
+    bentoml = [str(own / "bin" / "python"), "-m", "bentoml"]
+    command = [*bentoml, "serve", "mu2net:latest", "--host", "127.0.0.1", "--port", str(port)]
     server = subprocess.Popen(command, env=env | {"MU2NET_STORE": str(store.folder)}, cwd=tmp_path)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:

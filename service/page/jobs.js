@@ -1,0 +1,100 @@
+// Jobs: evolutions that the server runs, followed while they run, and the form that adds a task.
+
+import { call, events } from "./api.js";
+import { bar, byId, el } from "./dom.js";
+import { duration, percent } from "./format.js";
+import { confirmed } from "./releases.js";
+
+const ENDED = new Set(["done", "failed", "cancelled"]);
+const followed = new Map(); // of jobs by id: what ends the following
+const jobs = new Map();
+let is_offered = true; // until the server says that it knows of no jobs
+
+/** Show the jobs, where the server takes any. */
+export async function refresh(changed) {
+  if (!is_offered) return;
+  const found = await call("v1/jobs").catch((error) => error);
+  const section = byId("jobs");
+  is_offered = !(found instanceof Error && found.status === 404);
+  section.hidden = !is_offered;
+  document.querySelector('nav a[href="#jobs"]').hidden = section.hidden;
+  if (found instanceof Error) {
+    if (!section.hidden) byId("job-list").replaceChildren(el("p", {}, found.message));
+    return;
+  }
+  jobs.clear();
+  for (const job of found.jobs) jobs.set(job.id, job);
+  render();
+  for (const job of jobs.values()) if (!ENDED.has(job.state)) follow(job.id, changed);
+}
+
+async function follow(id, changed) {
+  if (followed.has(id)) return;
+  const stop = new AbortController();
+  followed.set(id, stop);
+  try {
+    for await (const { data } of events(`v1/jobs/${encodeURIComponent(id)}/events`, stop.signal)) {
+      jobs.set(id, { ...jobs.get(id), ...(data.job ?? data) });
+      render();
+    }
+    changed();
+  } catch {
+    // the connection broke: the next refresh follows again
+  } finally {
+    followed.delete(id);
+  }
+}
+
+function render() {
+  const newest = [...jobs.values()].sort((a, b) => String(b.created).localeCompare(String(a.created)));
+  const rows = newest.map(row);
+  byId("job-list").replaceChildren(rows.length ? el("ol", { class: "jobs" }, ...rows) : el("p", {}, "No job yet."));
+}
+
+function row(job) {
+  const running = job.state === "running";
+  const share = job.generations ? job.generation / job.generations : 0;
+  const facts = [
+    running && job.phase,
+    job.generations > 0 && `generation ${job.generation} of ${job.generations}`,
+    job.candidates > 0 && `${job.candidates} candidates`,
+    job.best_quality != null && `best ${percent(job.best_quality)}`,
+    job.release != null && `release ${job.release}`,
+    job.seconds != null && `took ${duration(job.seconds)}`,
+    running && job.seconds_left != null && `about ${duration(job.seconds_left)} left`,
+    job.error,
+  ].filter(Boolean);
+  const cancel = async () => {
+    if (!(await confirmed(`Cancel the job of task ${job.task}?`))) return;
+    await call(`v1/jobs/${encodeURIComponent(job.id)}`, { method: "DELETE" }).catch(tell);
+  };
+  return el(
+    "li",
+    { class: job.state },
+    el("strong", {}, job.task),
+    el("span", { class: "mark" }, job.state),
+    running ? bar(share, `${percent(share, 0)} done`) : null,
+    el("span", { class: "reason" }, facts.join(" · ")),
+    ENDED.has(job.state) ? null : el("button", { type: "button", "aria-label": `Cancel the job of ${job.task}`, onclick: cancel }, "Cancel"),
+  );
+}
+
+const tell = (error) => (byId("job-state").textContent = error.message);
+
+export function start(changed) {
+  const form = byId("job-form");
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const body = new FormData(form);
+    for (const name of ["budget", "parents"]) if (!body.get(name)) body.delete(name);
+    byId("job-state").textContent = "Sending …";
+    try {
+      const { job } = await call("v1/tasks", { method: "POST", body });
+      byId("job-state").textContent = `Job ${job.id} is ${job.state}.`;
+      form.reset();
+      await refresh(changed);
+    } catch (error) {
+      tell(error);
+    }
+  });
+}

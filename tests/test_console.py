@@ -1,0 +1,171 @@
+"""The console in a real browser: what it shows is what the server answers, and nothing in a store becomes code."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from models.names import TaskName
+from models.store import Store
+from tests.service_store import TaskPlan, make_store, store_route
+from tests.test_serve_process import picture, running, wait_until
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+# No sandbox: CI runs as root. The rest keeps the browser from calling home.
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+EVIL = '<img src="nowhere" onerror="document.title=1">'
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Two tasks that share blocks of the root, one with an adapter; the third release has a wicked reason."""
+    made = make_store(
+        tmp_path_factory.mktemp("console") / "store",
+        TaskPlan("first", own_blocks=[1]),
+        TaskPlan("second", adapters={0: 4}),
+    )
+    third = store_route(made, TaskPlan("third", own_blocks=[1], seed=3, depth=2))
+    made.publish(lambda tasks: {**tasks, TaskName("third"): third}, reason=EVIL)
+    return made
+
+
+@pytest.fixture(scope="module")
+def client(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    with running(store.folder, tmp_path_factory.mktemp("home")) as (server, client):
+        wait_until(server, lambda: client.get("/readyz").is_success)
+        yield client
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, client: httpx.Client) -> Iterator[Page]:
+    """The page, opened; at its end nothing may have failed in it, nor been asked of another server."""
+    failures: list[str] = []
+    asked: list[str] = []
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.on("pageerror", lambda error: failures.append(str(error)))
+        page.on("console", lambda said: failures.append(said.text) if "Security Policy" in said.text else None)
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(str(client.base_url))
+        expect(page.locator("#map svg")).to_be_visible()
+        yield page
+        assert not failures
+        assert [url for url in asked if not url.startswith((str(client.base_url), "blob:"))] == []
+        assert page.title() == "mu2net"
+
+
+def choose_image(page: Page) -> None:
+    page.set_input_files("#image", {"name": "some.png", "mimeType": "image/png", "buffer": picture()})
+
+
+def test_the_policy_lets_in_nothing_from_elsewhere(client: httpx.Client) -> None:
+    policy = client.get("/").headers["content-security-policy"]
+    assert "default-src 'none'; script-src 'self'; style-src 'self'" in policy
+    assert "unsafe" not in policy
+    for file in (Path(__file__).parents[1] / "service" / "page").iterdir():
+        served = client.get(f"/console/{file.name}")
+        assert served.content == file.read_bytes()
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|localStorage", served.text)
+
+
+def test_tasks_have_what_they_are_worth_and_cost(page: Page, client: httpx.Client) -> None:
+    rows = page.locator("#task-table tbody tr")
+    expect(rows).to_have_count(3)
+    expect(rows.first).to_contain_text("first")
+    expect(rows.first).to_contain_text("50.0 % val")
+    page.get_by_role("button", name="Measure latency").click()
+    expect(rows.last.locator("td").last).to_have_text(re.compile(r"^\d+\.\d ms$"))
+    expect(page.get_by_role("status").first).to_have_text("Release 3, 3 tasks")
+
+
+def test_an_image_gets_the_answers_of_the_selected_tasks(page: Page, client: httpx.Client) -> None:
+    choose_image(page)
+    cards = page.locator(".answer")
+    expect(cards).to_have_count(3)
+    for answer in client.post("/v1/classify?tasks=all", files={"image": picture()}).json()["answers"]:
+        card = page.get_by_role("article", name=answer["task"])
+        shares = [prediction["probability"] for prediction in answer["results"][0]["predictions"]]
+        labels = [prediction["label"] for prediction in answer["results"][0]["predictions"]]
+        expect(card.locator(".label")).to_have_text(labels)
+        expect(card.locator(".value")).to_have_text([f"{100 * share:.1f} %" for share in shares])
+        assert card.locator(".filled").first.evaluate("bar => parseFloat(bar.style.width)") == pytest.approx(
+            100 * shares[0], abs=0.1
+        )
+    page.get_by_role("checkbox", name="first").focus()
+    page.keyboard.press("Space")  # by keyboard: that one is no longer selected
+    expect(cards).to_have_count(2)
+    page.get_by_role("button", name="Select none").click()
+    expect(page.locator("#classify-state")).to_have_text("Select a task above.")
+
+
+def test_what_is_no_image_is_told_in_the_servers_words(page: Page) -> None:
+    page.set_input_files("#image", {"name": "some.png", "mimeType": "image/png", "buffer": b"no image"})
+    expect(page.locator("#classify-state")).to_contain_text("8 bytes are not a readable image")
+
+
+def test_the_plan_has_each_component_once(page: Page, client: httpx.Client) -> None:
+    found: dict[str, bool] = {}
+    for task in ("first", "second", "third"):
+        for stage in client.get(f"/v1/tasks/{task}").json()["stages"]:
+            found |= {component["id"]: component["of_root"] for component in stage["components"]}
+    expect(page.locator(".line")).to_have_count(3)
+    expect(page.locator(".stop")).to_have_count(len(found))
+    expect(page.locator(".stop.root")).to_have_count(sum(found.values()))
+    expect(page.locator(".stop.adapter")).to_have_count(1)
+    page.locator(".stop").first.focus()
+    expect(page.locator("#stop")).to_contain_text("used by first, second, third")
+    page.get_by_role("checkbox", name="third").uncheck()
+    expect(page.locator(".line")).to_have_count(2)
+
+
+def test_releases_are_compared_and_rolled_back(page: Page, client: httpx.Client) -> None:
+    expect(page.locator("#release-list")).to_contain_text(EVIL)
+    page.get_by_role("button", name="What changed in release 2").click()
+    expect(page.locator("#diff caption")).to_have_text("From release 1 to 2")
+    expect(page.locator("#diff tbody tr")).to_have_text(re.compile("^secondadded"))
+
+    page.get_by_role("button", name="Roll back to release 2").click()
+    page.get_by_role("button", name="No, keep it").click()
+    assert client.get("/v1/releases").json()["active"] == 3
+    page.get_by_role("button", name="Roll back to release 2").click()
+    page.get_by_role("button", name="Yes").click()
+    expect(page.locator("#state")).to_have_text("Release 2, 2 tasks", timeout=20_000)
+    expect(page.locator("#release-state")).to_contain_text("It is held by a person")
+    page.get_by_role("button", name="Roll back to release 3").click()
+    page.get_by_role("button", name="Yes").click()
+    expect(page.locator("#state")).to_have_text("Release 3, 3 tasks", timeout=20_000)
+
+
+def test_a_key_goes_with_each_request_and_stays_in_the_tab(page: Page) -> None:
+    page.get_by_label("API key").fill("some-key")
+    with page.expect_request("**/v1/tasks") as asked:
+        page.get_by_role("button", name="Use").click()
+    assert asked.value.headers["authorization"] == "Bearer some-key"
+    assert page.evaluate("[sessionStorage.length, localStorage.length, document.cookie]") == [1, 0, ""]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_in_dark_and_light(browser: Browser, client: httpx.Client, scheme: str) -> None:
+    with browser.new_context(color_scheme=scheme, viewport={"width": 360, "height": 700}) as context:  # type: ignore[arg-type]
+        page = context.new_page()
+        page.goto(str(client.base_url))
+        expect(page.locator("#map svg")).to_be_visible()
+        choose_image(page)
+        expect(page.locator(".answer")).to_have_count(3)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
