@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from evolve.config import preset_names, setting_names
 from models.commands import JsonOption, StoreArgument, accuracy_text
 from models.names import TaskName, parse_task_name
 from models.store import Store
@@ -36,8 +37,8 @@ def init(
         str,
         typer.Option(
             help="What everything grows from: a timm model such as vit_tiny_patch16_224 with its pretrained weights, "
-            "a checkpoint file in timm's key names, or 'random' ('random:embed_dim=64,depth=4,num_heads=4,"
-            "patch_size=4,image_size=32,seed=0')."
+            "a checkpoint file in timm's key names, or 'random', perhaps as random:depth=4,image_size=32 with any of "
+            "embed_dim, depth, num_heads, patch_size, image_size, seed."
         ),
     ],
     image_size: Annotated[int | None, typer.Option(help="Pixels; default: the root's own.")] = None,
@@ -72,9 +73,12 @@ def evolve(
     data_root: Annotated[Path | None, typer.Option(help="The folder with local copies of a suite's tasks.")] = None,
     image_column: Annotated[str | None, typer.Option(help="Of a CSV, parquet or hub table.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Of a CSV, parquet or hub table.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Settings of the paper, by name; see evolve/presets.")] = None,
+    preset: Annotated[str | None, typer.Option(help=f"Settings of the paper: {', '.join(preset_names())}.")] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file with settings.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="One setting, as key=value; repeatable.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help=f"One setting, as key=value; repeatable. Keys: {', '.join(setting_names())}."),
+    ] = None,
     private: Annotated[bool, typer.Option("--private", help="Never offer its components to other tasks.")] = False,
     from_release: Annotated[
         int | None, typer.Option(help="Grow from the routes of this release; default: the active one.")

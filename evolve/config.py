@@ -97,6 +97,10 @@ def preset_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in PRESETS.glob("*.toml")))
 
 
+def setting_names() -> tuple[str, ...]:
+    return tuple(field.name for field in fields(EvolveConfig))
+
+
 def load_config(path: Path | None, assignments: Sequence[str] = (), *, preset: str | None = None) -> EvolveConfig:
     """Return the configuration of a preset, with a TOML file's keys on top and `assignments` above all.
 
@@ -144,7 +148,7 @@ def _parse(text: str, *, source: str) -> dict[str, object]:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InvalidConfig(f"{source} is not TOML: {error}; write key = value") from error
-    known = [field.name for field in fields(EvolveConfig)]
+    known = setting_names()
     unknown = sorted(values.keys() - set(known))
     if unknown:
         raise InvalidConfig(f"{source}: unknown key {', '.join(unknown)}; known keys: {', '.join(known)}")

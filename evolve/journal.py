@@ -14,6 +14,7 @@ from typing import TypeVar
 from evolve.candidate import Candidate
 from evolve.config import EvolveConfig
 from evolve.throughput import Phases
+from models.errors import DamagedObject
 from models.names import RouteId, TaskName
 from models.records import decode, encode
 from models.store import Store
@@ -91,11 +92,20 @@ class Journal:
         name = f"{self._folder}/{generation:04d}.jsonl"
         if not self._files.exists(name):
             return None
-        return [decode(CandidateRecord, line, name) for line in self._files.read(name).splitlines()]
+        return [self._decode(CandidateRecord, line, name) for line in self._files.read(name).splitlines()]
 
     def _read(self, kind: type[Record], name: str) -> Record | None:
         path = f"{self._folder}/{name}"
-        return decode(kind, self._files.read(path), path) if self._files.exists(path) else None
+        return self._decode(kind, self._files.read(path), path) if self._files.exists(path) else None
+
+    def _decode(self, kind: type[Record], data: bytes, name: str) -> Record:
+        try:
+            return decode(kind, data, self._files.shown(name))
+        except DamagedObject as error:
+            raise DamagedObject(
+                f"{error}, or delete the folder {self._files.shown(self._folder)}: no release needs it, and the task "
+                "is evolved anew"
+            ) from error
 
 
 def iterations(store: Store, task: TaskName) -> list[int]:

@@ -121,6 +121,8 @@ class Task:
     digest: str  # of the data and of how it is split
     skipped: Mapping[str, str]  # unreadable images that were left out, with the reason
     ignored: tuple[str, ...]  # files that are no images, or lie outside of the class folders
+    nested: tuple[str, ...]  # images in folders within a class folder: of that class
+    contradictory: tuple[str, ...]  # images that lie, byte for byte, in more than one class
 
     @property
     def num_classes(self) -> int:
@@ -144,6 +146,8 @@ class Task:
             num_repeated=sum(digest in learnt for digest in self.test.digests) if self.test else 0,
             num_skipped=len(self.skipped),
             num_ignored=len(self.ignored),
+            num_nested=len(self.nested),
+            num_contradictory=len(self.contradictory),
         )
 
 
@@ -156,6 +160,8 @@ class TaskSummary:
     num_repeated: int  # test images with an identical twin in train or val
     num_skipped: int
     num_ignored: int
+    num_nested: int
+    num_contradictory: int
 
     @property
     def imbalance(self) -> float:
@@ -182,6 +188,16 @@ class TaskSummary:
             notes.append(f"{self.num_skipped:,} unreadable images were skipped")
         if self.num_ignored:
             notes.append(f"{self.num_ignored:,} files were ignored: no images, or outside of the class folders")
+        if self.num_nested:
+            notes.append(
+                f"{self.num_nested:,} images lie in folders within a class folder, and are taken for that class: "
+                "if those are classes of their own, move them up"
+            )
+        if self.num_contradictory:
+            notes.append(
+                f"{self.num_contradictory:,} images lie in more than one class, the same byte for byte: no answer can "
+                "be right for all of them"
+            )
         return tuple(notes)
 
 
@@ -251,7 +267,16 @@ def load_task(
         digest=_task_digest(labels, splits, kept),
         skipped=problems,
         ignored=ignored,
+        nested=tuple(entry.name for entry in kept if entry.name.count("/") > (1 if entry.split is None else 2)),
+        contradictory=_contradictory(kept),
     )
+
+
+def _contradictory(digests: Mapping[ImageEntry, str]) -> tuple[str, ...]:
+    labels: dict[str, set[int]] = defaultdict(set)
+    for entry, digest in digests.items():
+        labels[digest].add(entry.label)
+    return tuple(entry.name for entry, digest in digests.items() if len(labels[digest]) > 1)
 
 
 def load_images(

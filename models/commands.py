@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -42,9 +43,10 @@ def tasks(store: StoreArgument, as_json: JsonOption = False) -> None:
         typer.echo(json.dumps({"release": release.number, "tasks": rows}))
         return
     caption = "added, accounted: parameters; FLOPs: of one image over the root's"
-    table = Table(title=f"Release {release.number} of {store}", caption=caption)
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "task" else "right")
+    table = Table(title=f"Release {release.number} of {store}", caption=caption, box=SIMPLE_HEAD, pad_edge=False)
+    for column in COLUMNS:  # fits a terminal of 80 columns: a task's name is what may need more than a line
+        is_name = column == "task"
+        table.add_column(column, justify="left" if is_name else "right", no_wrap=not is_name, overflow="fold")
     for task, route in sorted(routes.items()):
         quality, cost = route.quality, figures[task]
         table.add_row(

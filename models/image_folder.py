@@ -158,7 +158,7 @@ def unreadable(problems: Mapping[str, str], total: int, shown_as: str) -> Invali
     listed = "".join(f"\n  {name}: {problems[name]}" for name in sorted(problems)[:EXAMPLES])
     return InvalidData(
         f"{shown_as}: {len(problems):,} of {total:,} images cannot be used; repair or remove them, "
-        f"or have unreadable images skipped:{listed}{_rest(len(problems), separator=chr(10) + '  ')}"
+        f"or have them skipped (--skip-unreadable):{listed}{_rest(len(problems), separator=chr(10) + '  ')}"
     )
 
 

@@ -1,6 +1,7 @@
 """`mu2net serve`: checks what can be checked beforehand, then becomes the BentoML server."""
 
 import errno
+import fcntl
 import ipaddress
 import os
 import socket
@@ -32,8 +33,9 @@ def serve(
     settings = load_settings(store)
     opened = Store.open(store, cache=settings.cache)
     opened.routes(opened.release())  # reads every record, so that a damaged store is told here
-    check_port(address, port)
     home = Path.home() / ".cache" / "mu2net" / f"serve-{port}"  # BentoML's metrics; two servers must not share them
+    check_port(address, port)
+    reserve(home, address, port)
     place = store if is_url(store) else str(Path(store).resolve())
     environment = server_environment(store=place, bind_address=address, bentoml_home=home)
     sys.stdout.flush()
@@ -64,6 +66,28 @@ def parse_address(host: str) -> str:
         ) from error
 
 
+def reserve(home: Path, address: str, port: int) -> None:
+    """Lock `home` until this process ends, the server that it becomes included.
+
+    Two servers that start at once would both find the port free, and the later one fail within BentoML.
+
+    Raises:
+        PortInUse: another server of ours has the port, or is about to.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    lock = os.open(home / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+    os.set_inheritable(lock, True)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise _port_in_use(address, port) from error
+
+
+def _port_in_use(address: str, port: int) -> PortInUse:
+    return PortInUse(f"port {port} on {address} is in use by another program: stop it, or choose another with --port")
+
+
 def check_port(address: str, port: int) -> None:
     """Raise PortInUse, or InvalidConfig for an address that cannot be bound here."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -73,7 +97,5 @@ def check_port(address: str, port: int) -> None:
             probe.bind((address, port))
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                raise PortInUse(
-                    f"port {port} on {address} is in use by another program: stop it, or choose another with --port"
-                ) from error
+                raise _port_in_use(address, port) from error
             raise InvalidConfig(f"cannot listen on {address} port {port}: {error.strerror}") from error

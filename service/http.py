@@ -5,7 +5,8 @@ import time
 from collections.abc import Coroutine, Iterable, Sequence
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response
+from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response, params
+from fastapi.dependencies.utils import get_flat_params
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import ClientDisconnect
@@ -45,7 +46,7 @@ def create_app() -> FastAPI:
         title="mu2net",
         version="1",
         description="One growing vision transformer, many tasks.",
-        dependencies=[Depends(KEY)],
+        dependencies=[Depends(KEY), Depends(refuse_unknown_parameters)],
     )
     errors.install(app)
     _add_classify(app)
@@ -53,6 +54,25 @@ def create_app() -> FastAPI:
     _add_releases(app)
     console.install(app)
     return app
+
+
+def refuse_unknown_parameters(request: Request) -> None:
+    """Refuse what FastAPI would ignore: a misspelt ?top_k that goes unnoticed answers another question.
+
+    Raises:
+        InvalidInput: the message lists the known.
+    """
+    known = sorted(
+        field.alias
+        for field in get_flat_params(request.scope["route"].dependant)
+        if isinstance(field.field_info, params.Query)
+    )
+    unknown = sorted(set(request.query_params) - set(known))
+    if unknown:
+        names = ", ".join(repr(name[:80]) for name in unknown[:5])
+        raise InvalidInput(
+            f"query parameter {names} is not known at {request.url.path[:200]!r}; known: {', '.join(known) or 'none'}"
+        )
 
 
 def _add_classify(app: FastAPI) -> None:

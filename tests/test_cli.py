@@ -1,12 +1,14 @@
 """The command line: what each command prints, and that a user's mistake is one clear line with exit code 1."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from evolve.config import preset_names, setting_names
 from models.cli import main
 from models.store import Store
 from tests.conftest import TINY_ROOT, draw_image_folder
@@ -61,6 +63,27 @@ def test_init_evolve_and_tasks(cli: Cli, tmp_path: Path, toy_folder: Path) -> No
     (task,) = listed["tasks"]
     assert (task["task"], task["route"], task["labels"]) == ("toys", summary["route"], ["blue", "green", "red"])
     assert "toys" in cli.succeed("tasks", store)
+
+
+def test_nothing_is_cut_in_a_terminal_of_80_columns(
+    cli: Cli, tiny_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    heads = " ".join(cli.succeed("tasks", tiny_store).split())
+    assert "task classes pixels blocks val test added accounted FLOPs" in heads
+    texts = [" ".join(re.sub("[│╭╮╰╯─]", " ", cli.succeed(name, "--help")).split()) for name in ("init", "evolve")]
+    assert "random:depth=4,image_size=32" in texts[0]
+    assert ", ".join(preset_names()) in texts[1]
+    assert ", ".join(setting_names()) in texts[1]
+    assert not [text for text in texts if "…" in text]
+
+
+def test_a_damaged_journal_says_what_can_be_done(cli: Cli, tiny_store: Path, toy_folder: Path) -> None:
+    end = tiny_store / "journal" / "shapes_a" / "0001" / "end.json"
+    end.write_bytes(end.read_bytes()[:-9] + b"something")
+    message = cli.fail(*evolve_words(tiny_store, "shapes_a", toy_folder))
+    assert f"{end} is damaged: " in message
+    assert f"or delete the folder {end.parent}: no release needs it, and the task is evolved anew" in message
 
 
 def test_a_store_is_not_made_twice(cli: Cli, tiny_store: Path) -> None:

@@ -432,7 +432,7 @@ def test_unreadable_images_are_found_and_named(tmp_path: Path) -> None:
     assert seen == [(done, 9) for done in range(1, 10)]
     message = str(unreadable(problems, 9, "'pets'"))
     assert message.startswith(
-        "'pets': 7 of 9 images cannot be used; repair or remove them, or have unreadable images skipped:\n"
+        "'pets': 7 of 9 images cannot be used; repair or remove them, or have them skipped (--skip-unreadable):\n"
         "  cat/000.png: the 6 bytes are not a readable image"
     )
     assert message.endswith("\n  and 2 more")

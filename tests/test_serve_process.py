@@ -23,9 +23,10 @@ from models.errors import InvalidConfig, PortInUse, StoreError, StoreNotFound
 from models.names import TaskName
 from models.preprocess import load_pixels
 from models.store import Store
-from service.cli import check_port, parse_address, serve
+from service.cli import check_port, parse_address, reserve, serve
 from tests.service_store import TaskPlan, add_task, make_store, torch_logits
 
+ROOT = Path(__file__).parents[1]
 START_TIMEOUT_S = 90  # two processes import BentoML one after the other, on a busy machine
 
 
@@ -188,6 +189,21 @@ def test_a_port_in_use_is_told(store: Store) -> None:
     assert str(caught.value) == (
         f"port {port} on 127.0.0.1 is in use by another program: stop it, or choose another with --port"
     )
+
+
+def test_a_port_is_reserved_before_it_is_bound(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from service.cli import reserve; "
+        "reserve(Path(sys.argv[1]), '127.0.0.1', 3000); print('reserved', flush=True); os.execvp('cat', ['cat'])"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"reserved\n"
+        with pytest.raises(PortInUse, match=r"port 3000 on 127\.0\.0\.1 is in use by another program"):
+            reserve(tmp_path, "127.0.0.1", 3000)
+        other.terminate()
+    reserve(tmp_path, "127.0.0.1", 3000)  # free again
 
 
 def test_hosts_are_addresses() -> None:

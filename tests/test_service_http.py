@@ -355,6 +355,10 @@ def test_multipart_without_an_image_is_refused(client: TestClient) -> None:
     [
         ("POST", "/v1/tasks/digits/classify", 404, "unknown-task",
          "no route for task 'digits'; known tasks: first, second"),
+        ("POST", "/v1/tasks/first/classify?topk=3&top_k=1", 422, "invalid-input",
+         "query parameter 'topk' is not known at '/v1/tasks/first/classify'; known: logits, top_k"),
+        ("GET", "/v1/tasks?page=2", 422, "invalid-input",
+         "query parameter 'page' is not known at '/v1/tasks'; known: none"),
         ("GET", "/v1/tasks/digits", 404, "unknown-task", "no route for task 'digits'; known tasks: first, second"),
         ("POST", "/v1/classify?tasks=first,digits,letters", 404, "unknown-task",
          "no route for task 'digits, letters'; known tasks: first, second"),

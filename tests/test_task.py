@@ -227,7 +227,7 @@ def test_unreadable_images_are_refused(pets: Path, load: Load) -> None:
     with pytest.raises(InvalidData) as caught:
         load(pets)
     assert str(caught.value) == (
-        f"'{pets}': 1 of 38 images cannot be used; repair or remove them, or have unreadable images skipped:\n"
+        f"'{pets}': 1 of 38 images cannot be used; repair or remove them, or have them skipped (--skip-unreadable):\n"
         "  train/cat/003.png: the 8 bytes are not a readable image (UnidentifiedImageError): send one of PNG, JPEG, "
         "WEBP, GIF, BMP, TIFF"
     )
@@ -287,3 +287,24 @@ def test_a_real_data_set(load: Load) -> None:
     assert task.test is not None
     assert (len(task.train), len(task.val), len(task.test)) == (183, 61, 153)
     assert task.val.pixels(32).shape == (61, 32, 32, 3)
+
+
+def test_what_lies_deeper_or_in_two_classes_is_told(flat: Path, load: Load) -> None:
+    (flat / "cat" / "wild").mkdir()
+    (flat / "cat" / "000.png").rename(flat / "cat" / "wild" / "000.png")
+    shutil.copy(flat / "cat" / "001.png", flat / "dog" / "twin.png")
+    task = load(flat)
+    assert task.nested == ("cat/wild/000.png",)
+    assert task.contradictory == ("cat/001.png", "dog/twin.png")
+    nested, contradictory = task.describe().warnings()
+    assert nested == (
+        "1 images lie in folders within a class folder, and are taken for that class: if those are classes of their "
+        "own, move them up"
+    )
+    assert contradictory == (
+        "2 images lie in more than one class, the same byte for byte: no answer can be right for all of them"
+    )
+
+
+def test_class_folders_in_split_folders_are_not_nested(pets: Path, load: Load) -> None:
+    assert load(pets).nested == ()
