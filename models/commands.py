@@ -17,7 +17,7 @@ StoreArgument = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 
-COLUMNS = ("task", "classes", "pixels", "blocks", "val", "test", "added", "accounted", "FLOPs")
+COLUMNS = ("task", "classes", "px", "blocks", "val", "test", "added", "accounted", "FLOPs")
 
 
 def tasks(store: StoreArgument, as_json: JsonOption = False) -> None:
@@ -43,7 +43,13 @@ def tasks(store: StoreArgument, as_json: JsonOption = False) -> None:
         typer.echo(json.dumps({"release": release.number, "tasks": rows}))
         return
     caption = "added, accounted: parameters; FLOPs: of one image over the root's"
-    table = Table(title=f"Release {release.number} of {store}", caption=caption, box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=f"Release {release.number} of {store}",
+        caption=caption,
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for column in COLUMNS:  # fits a terminal of 80 columns: a task's name is what may need more than a line
         is_name = column == "task"
         table.add_column(column, justify="left" if is_name else "right", no_wrap=not is_name, overflow="fold")

@@ -70,7 +70,7 @@ def test_nothing_is_cut_in_a_terminal_of_80_columns(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     heads = " ".join(cli.succeed("tasks", tiny_store).split())
-    assert "task classes pixels blocks val test added accounted FLOPs" in heads
+    assert "task classes px blocks val test added accounted FLOPs" in heads
     texts = [" ".join(re.sub("[│╭╮╰╯─]", " ", cli.succeed(name, "--help")).split()) for name in ("init", "evolve")]
     assert "random:depth=4,image_size=32" in texts[0]
     assert ", ".join(preset_names()) in texts[1]
