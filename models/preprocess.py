@@ -72,6 +72,20 @@ def load_pixels(data: bytes, image_size: int, limits: ImageLimits = ImageLimits(
     return np.asarray(square)
 
 
+def fit_pixels(
+    pixels: UInt8[np.ndarray, "height width 3"], image_size: int, limits: ImageLimits = ImageLimits()
+) -> UInt8[np.ndarray, "size size 3"]:
+    """Resize decoded RGB pixels as `load_pixels` does those of a file.
+
+    Raises:
+        ImageTooLarge: more pixels than `limits`.
+    """
+    height, width, _ = pixels.shape
+    _check_pixels(width, height, limits)
+    square = Image.fromarray(pixels).resize((image_size, image_size), Image.Resampling.BILINEAR)
+    return np.asarray(square)
+
+
 def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     if not data:
         raise InvalidImage(f"the image is empty (0 bytes): send one of {', '.join(FORMATS)}")
@@ -88,12 +102,15 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
             f"the {len(data):,} bytes are not a readable image ({type(error).__name__}): send one of "
             f"{', '.join(FORMATS)}"
         ) from error
-    width, height = image.size
+    _check_pixels(*image.size, limits)
+    return image
+
+
+def _check_pixels(width: int, height: int, limits: ImageLimits) -> None:
     if width * height > limits.max_pixels:
         raise ImageTooLarge(
             f"the image has {width} x {height} pixels; at most {limits.max_pixels:,} in all are allowed: scale it down"
         )
-    return image
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -1,6 +1,5 @@
 """Errors as HTTP answers: one table of statuses, and `application/problem+json` (RFC 9457) for all of them."""
 
-import asyncio
 import math
 import re
 from http import HTTPStatus
@@ -41,13 +40,6 @@ def status_of(error: errors.Mu2NetError) -> HTTPStatus:
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
-def status_number(error: BaseException) -> int:
-    """Return the status that `error` is answered with, whatever it is."""
-    if isinstance(error, errors.Mu2NetError):
-        return status_of(error).value
-    return CLIENT_GONE if isinstance(error, ClientDisconnect | asyncio.CancelledError) else 500
-
-
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return for OpenAPI that these statuses come with a problem document."""
     content = {PROBLEM_JSON: {"schema": Problem.model_json_schema()}}
@@ -57,7 +49,7 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def problem(status: HTTPStatus, *, kind: str, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
     """Return the problem document; `kind` is a short name in kebab case that stays as it is for programs."""
     title = kind.replace("-", " ").capitalize()
-    body = Problem(type=f"urn:mu2net:{kind}", title=title, status=status.value, detail=detail)
+    body = Problem(type=f"urn:mu2net:{kind}", title=title, status=status.value, detail=detail, error=detail)
     return JSONResponse(body.model_dump(), status.value, headers=headers, media_type=PROBLEM_JSON)
 
 
@@ -70,6 +62,12 @@ def problem_of(error: errors.Mu2NetError) -> JSONResponse:
         headers["www-authenticate"] = "Bearer"
     kind = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", type(error).__name__).lower()
     return problem(status_of(error), kind=kind, detail=str(error), headers=headers)
+
+
+def unexpected() -> JSONResponse:
+    """Return the answer to what nobody foresaw, which tells a stranger nothing."""
+    detail = "the server failed unexpectedly; its log has the cause: try again, and report it if it persists"
+    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, kind="internal-error", detail=detail)
 
 
 def install(app: FastAPI) -> None:
@@ -101,8 +99,3 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(ClientDisconnect)
     async def gone(_: Request, __: ClientDisconnect) -> Response:
         return Response(status_code=CLIENT_GONE)
-
-    @app.exception_handler(Exception)
-    async def unexpected(_: Request, __: Exception) -> JSONResponse:
-        detail = "the server failed unexpectedly; its log has the cause: try again, and report it if it persists"
-        return problem(HTTPStatus.INTERNAL_SERVER_ERROR, kind="internal-error", detail=detail)

@@ -1,30 +1,24 @@
 """The HTTP interface (DESIGN section 8) as a FastAPI application; `service/api.py` mounts it into BentoML."""
 
-import asyncio
-import time
-from collections.abc import Coroutine, Iterable, Sequence
-from typing import Annotated, Any, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response, params
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.requests import ClientDisconnect
 
 from models.errors import InvalidInput
 from models.store import Current
-from service import console, errors, views
+from service import asking, console, errors, v2, views
 from service.access import allow, server_of
 from service.keys import ALL_TASKS
-from service.metrics import NO_TASK, task_label
-from service.predictor import Answer
-from service.release import LoadedRelease
+from service.observe import Observed
 from service.schemas import Classification, ManyClassifications, Pointer, ReleaseDiff, ReleaseList, TaskDetail, TaskList
 from service.server import Server
 from service.settings import metrics_folder
-from service.upload import IMAGE_FIELD, TASKS_FIELD, read_upload
+from service.upload import IMAGE_FIELD, TASKS_FIELD, Upload, read_upload
 
-Result = TypeVar("Result")
 # Tells OpenAPI alone: `allow` reads the header and decides.
 KEY = HTTPBearer(auto_error=False, description="an API key, needed where the server has any: 'mu2net keys create'")
 
@@ -48,11 +42,13 @@ def create_app() -> FastAPI:
         description="One growing vision transformer, many tasks.",
         dependencies=[Depends(KEY), Depends(refuse_unknown_parameters)],
     )
+    app.add_middleware(Observed)
     errors.install(app)
     _add_classify(app)
     _add_descriptions(app)
     _add_releases(app)
     console.install(app)
+    v2.add_routes(app)
     return app
 
 
@@ -87,7 +83,12 @@ def _add_classify(app: FastAPI) -> None:
         pinned: Pin = None,
     ) -> Classification:
         """Classify one or several images with one task."""
-        release, (answer,) = await _answer(request, pinned, path_task=task)
+        caller, release = asking.begin(request, pinned)
+        routes = asking.choose(request, caller, release, [task])  # an unknown one is told before the body is read
+        upload = await _upload(request)
+        if upload.tasks:
+            raise InvalidInput(f"field {TASKS_FIELD!r} has no meaning here: the path names the task, {task!r}")
+        (answer,) = await asking.answer(request, upload.images, routes)
         return views.classification(answer, release, top_k=top_k, with_logits=with_logits)
 
     @app.post(
@@ -101,43 +102,19 @@ def _add_classify(app: FastAPI) -> None:
         pinned: Pin = None,
     ) -> ManyClassifications:
         """Classify one or several images with several tasks; what the tasks share runs once."""
-        release, answers = await _answer(request, pinned, query_tasks=tasks or ())
+        caller, release = asking.begin(request, pinned)
+        upload = await _upload(request)
+        names = _names([*(tasks or ()), *upload.tasks], caller.visible(release))
+        answers = await asking.answer(request, upload.images, asking.choose(request, caller, release, names))
         return ManyClassifications(
             release=release.number,
             answers=[views.classification(a, release, top_k=top_k, with_logits=with_logits) for a in answers],
         )
 
 
-async def _answer(
-    request: Request,
-    pinned: int | None,
-    *,
-    path_task: str | None = None,
-    query_tasks: Sequence[str] = (),
-) -> tuple[LoadedRelease, list[Answer]]:
-    """Answer from the release of this moment or the pinned one, and count it; given up when the client has gone."""
-    server = server_of(request)
-    started, status, labels = time.monotonic(), 200, [NO_TASK]
-    try:
-        caller = allow(request, "classify")
-        release = server.predictor.ready_release(pinned)
-        if path_task is not None:  # an unknown one is told before the body is read
-            routes = caller.routes(release, [path_task])
-            labels = [task_label(routes[0])]
-        upload = await read_upload(
-            request, max_bytes=server.settings.max_request_bytes, max_images=server.settings.max_request_images
-        )
-        if path_task is None:
-            routes = caller.routes(release, _names([*query_tasks, *upload.tasks], caller.visible(release)))
-            labels = [task_label(route) for route in routes]
-        elif upload.tasks:
-            raise InvalidInput(f"field {TASKS_FIELD!r} has no meaning here: the path names the task, {path_task!r}")
-        return release, await _unless_gone(request, server.predictor.classify(upload.images, routes))
-    except BaseException as error:
-        status = errors.status_number(error)
-        raise
-    finally:
-        server.metrics.count(labels, status, time.monotonic() - started)
+async def _upload(request: Request) -> Upload:
+    limits = server_of(request).settings
+    return await read_upload(request, max_bytes=limits.max_request_bytes, max_images=limits.max_request_images)
 
 
 def _names(texts: Sequence[str], known: Iterable[str]) -> list[str]:
@@ -153,29 +130,6 @@ def _names(texts: Sequence[str], known: Iterable[str]) -> list[str]:
             f"every task; known tasks: {', '.join(known)}"
         )
     return names
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Await `work`; if the client breaks the connection first, cancel it, so that its images leave the queue.
-
-    Raises:
-        ClientDisconnect: the client has gone.
-    """
-    working = asyncio.create_task(work)
-    leaving = asyncio.create_task(_gone(request))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        working.cancel()
-        leaving.cancel()
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _add_descriptions(app: FastAPI) -> None:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.errors import ImageTooLarge, InvalidImage, NotReady, Overloaded
-from models.preprocess import ImageLimits, load_pixels
+from models.preprocess import ImageLimits, fit_pixels, load_pixels
 from service.batcher import Batcher
 from service.engine import LoadedRoute, Logits, Pixels, Row
 from service.release import LoadedRelease
 from service.residents import Residents
+
+EncodedOrPixels = bytes | Pixels  # a file's bytes, or uint8 RGB of any size [height, width, 3]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class Predictor:
             raise NotReady(f"not ready: release {release.number} has no task yet; add one with 'mu2net evolve'")
         return release
 
-    async def classify(self, images: Sequence[bytes], routes: Sequence[LoadedRoute]) -> list[Answer]:
+    async def classify(self, images: Sequence[EncodedOrPixels], routes: Sequence[LoadedRoute]) -> list[Answer]:
         """Return one answer for each of `routes`.
 
         Raises:
@@ -86,7 +88,9 @@ class Predictor:
                 ) from None
         return [Answer(route, [answers[k] for answers in by_image]) for k, route in enumerate(routes)]
 
-    async def _classify_one(self, image: bytes, routes: Sequence[LoadedRoute], index: int, count: int) -> list[Logits]:
+    async def _classify_one(
+        self, image: EncodedOrPixels, routes: Sequence[LoadedRoute], index: int, count: int
+    ) -> list[Logits]:
         sizes = sorted({route.route.image_size for route in routes})
         try:
             decoded = await asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, image, sizes)
@@ -96,8 +100,10 @@ class Predictor:
             raise type(error)(f"image {index + 1} of {count}: {error}") from error
         return await self._batcher.submit([Row(decoded[route.route.image_size], route) for route in routes])
 
-    def _decode(self, image: bytes, sizes: Sequence[int]) -> dict[int, Pixels]:
-        return {size: load_pixels(image, size, self._limits) for size in sizes}
+    def _decode(self, image: EncodedOrPixels, sizes: Sequence[int]) -> dict[int, Pixels]:
+        if isinstance(image, bytes):
+            return {size: load_pixels(image, size, self._limits) for size in sizes}
+        return {size: fit_pixels(image, size, self._limits) for size in sizes}
 
 
 async def _all_or_none(calls: Sequence[Coroutine[Any, Any, list[Logits]]]) -> list[list[Logits]]:

@@ -15,6 +15,7 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str = Field(description="what happened, the value, what is allowed, what to do next")
+    error: str = Field(description="the same, where clients of the Open Inference Protocol look for it")
 
 
 class Prediction(BaseModel):

@@ -32,15 +32,28 @@ async def read_upload(request: Request, *, max_bytes: int, max_images: int) -> U
         InvalidInput: a multipart field that has no meaning here.
     """
     media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    _check_length(request, max_bytes)
     if media_type == "multipart/form-data":
         return await _read_multipart(request, max_bytes=max_bytes, max_images=max_images)
     if media_type and not media_type.startswith("image/") and media_type != "application/octet-stream":
         raise UnsupportedMedia(f"content type {media_type[:80]!r} is not supported: {HOW_TO_SEND}")
-    body = b"".join([chunk async for chunk in Request(request.scope, _counted(request, max_bytes)).stream()])
+    body = await read_body(request, max_bytes=max_bytes)
     if not body:
         raise InvalidImage(f"the request body is empty: {HOW_TO_SEND}")
     return Upload([body])
+
+
+async def read_body(request: Request, *, max_bytes: int) -> bytes:
+    """Return the whole body.
+
+    Raises:
+        RequestTooLarge: it has more bytes than allowed.
+        UnsupportedMedia: it is compressed.
+    """
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding != "identity":  # a small body could become a huge one
+        raise UnsupportedMedia(f"content encoding {encoding[:80]!r} is not supported: send the body as it is")
+    _check_length(request, max_bytes)
+    return b"".join([chunk async for chunk in Request(request.scope, _counted(request, max_bytes)).stream()])
 
 
 def _check_length(request: Request, max_bytes: int) -> None:
@@ -72,6 +85,7 @@ def _too_large(count: int, max_bytes: int) -> RequestTooLarge:
 
 
 async def _read_multipart(request: Request, *, max_bytes: int, max_images: int) -> Upload:
+    _check_length(request, max_bytes)
     counted = Request(request.scope, _counted(request, max_bytes))
     try:
         form = await counted.form(max_files=max_images + 1, max_fields=max_images)

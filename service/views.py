@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 import numpy as np
+from jaxtyping import Float
 
 from models.diff import diff
 from models.errors import NotFound, StoreError
@@ -54,10 +55,15 @@ def classification(answer: Answer, release: LoadedRelease, *, top_k: int, with_l
 
 def best(logits: Logits, labels: tuple[str, ...], top_k: int) -> list[Prediction]:
     """Return the `top_k` most probable labels, equals in the order of the labels."""
+    found = probabilities(logits)
+    order = np.argsort(-found, kind="stable")[:top_k]
+    return [Prediction(label=labels[i], probability=float(found[i])) for i in order]
+
+
+def probabilities(logits: Logits) -> Float[np.ndarray, " classes"]:
     powers = np.exp(logits.astype(np.float64) - logits.max())
-    probabilities = powers / powers.sum()
-    order = np.argsort(-probabilities, kind="stable")[:top_k]
-    return [Prediction(label=labels[i], probability=float(probabilities[i])) for i in order]
+    found: Float[np.ndarray, " classes"] = powers / powers.sum()
+    return found
 
 
 def task_summary(release: LoadedRelease, loaded: LoadedRoute) -> TaskSummary:

@@ -96,7 +96,7 @@ def problem(response: httpx2.Response, status: int, kind: str) -> str:
     """Check the form of a refusal and return its text."""
     found = response.json()
     assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json"), found
-    assert found.keys() == {"type", "title", "status", "detail"}
+    assert found.keys() == {"type", "title", "status", "detail", "error"}
     assert (found["type"], found["status"]) == (f"urn:mu2net:{kind}", status)
     detail: str = found["detail"]
     return detail
@@ -306,6 +306,7 @@ def test_a_client_that_leaves_takes_its_images_out_of_the_queue(store: Store, mo
         assert client.portal is not None
         work = partial(server.predictor.classify, [picture()], [server.predictor.ready_release().route("first")])
         first = client.portal.start_task_soon(work)
+        wait_for(lambda: bool(ran))
         client.portal.call(leave_at_once)
         assert sent[0]["status"] == 499
         may_end.set()
@@ -371,7 +372,7 @@ def test_multipart_without_an_image_is_refused(client: TestClient) -> None:
          "query logits = 'maybe': Input should be a valid boolean, unable to interpret input"),
         ("GET", "/v1/releases?limit=0", 422, "invalid-request",
          "query limit = '0': Input should be greater than or equal to 1"),
-        ("GET", "/v2", 404, "not-found", "there is nothing at '/v2': /docs and /openapi.json list the paths"),
+        ("GET", "/v3", 404, "not-found", "there is nothing at '/v3': /docs and /openapi.json list the paths"),
         ("GET", PATH, 405, "method-not-allowed", f"GET is not allowed at '{PATH}': use POST"),
     ],
 )  # fmt: skip

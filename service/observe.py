@@ -1,0 +1,75 @@
+"""What is seen of every request from outside: its id, what it was answered, how long it took."""
+
+import logging
+import re
+import time
+import uuid
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service import errors
+from service.access import server_of
+
+REQUEST_ID_HEADER = b"x-request-id"
+REQUEST_ID = re.compile(rb"[\w.:-]{1,128}")  # of a client or a proxy, to be kept; others are replaced
+
+log = logging.getLogger("mu2net.request")
+
+
+class Observed:
+    """ASGI middleware: gives a request an id, counts and logs its end, and answers what nobody foresaw.
+
+    What a handler knows of a request it writes on `request.state`: `tasks`, the metrics' labels of the tasks
+    that it asks about, and `release`, the number of the one that answers.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.monotonic(), 0
+        request_id = _request_id(scope)
+        scope["state"] = {**scope.get("state", {}), "request_id": request_id.decode()}
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (REQUEST_ID_HEADER, request_id)]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            log.exception("request failed unexpectedly", extra=_about(scope))
+            if status:
+                raise  # too late for another answer: the connection must break
+            await errors.unexpected()(scope, receive, send_with_id)
+        finally:
+            _tell(scope, status or errors.CLIENT_GONE, time.monotonic() - started)
+
+
+def _request_id(scope: Scope) -> bytes:
+    given = next((value for name, value in scope["headers"] if name == REQUEST_ID_HEADER), b"")
+    return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
+
+
+def _about(scope: Scope) -> dict[str, object]:
+    state = scope["state"]
+    path = scope["path"][:200]
+    return {
+        "request_id": state["request_id"],
+        "release": state.get("release"),
+        "method": scope["method"],
+        "path": path,
+    }
+
+
+def _tell(scope: Scope, status: int, seconds: float) -> None:
+    tasks = scope["state"].get("tasks")
+    if tasks is not None:
+        server_of(Request(scope)).metrics.count(tasks, status, seconds)
