@@ -14,7 +14,7 @@ from typing import TypeVar
 from evolve.candidate import Candidate
 from evolve.config import EvolveConfig
 from evolve.throughput import Phases
-from models.errors import DamagedObject
+from models.errors import DamagedObject, UnknownRelease
 from models.names import RouteId, TaskName
 from models.records import decode, encode
 from models.store import Store
@@ -68,6 +68,7 @@ class Journal:
     """The journal of one task iteration."""
 
     def __init__(self, store: Store, task: TaskName, iteration: int) -> None:
+        self._store = store
         self._files = store.files
         self._folder = f"journal/{task}/{iteration:04d}"
 
@@ -78,7 +79,18 @@ class Journal:
         return self._read(IterationEnd, "end.json")
 
     def write_start(self, start: IterationStart) -> None:
-        self._files.create(f"{self._folder}/start.json", encode(start))
+        """Write with which release the iteration begins: garbage collection keeps it until the end is written.
+
+        Raises:
+            UnknownRelease: it has just been deleted, and the iteration has not begun.
+        """
+        name = f"{self._folder}/start.json"
+        self._files.create(name, encode(start))
+        try:
+            self._store.require_kept(start.release)
+        except UnknownRelease:
+            self._files.delete(name)
+            raise
 
     def write_end(self, end: IterationEnd) -> None:
         self._files.replace(f"{self._folder}/end.json", encode(end))

@@ -1,15 +1,19 @@
 """Garbage collection of a store: deletes what no kept release needs, beside a running server and a running evolution.
 
 Kept are the newest releases, as many as wanted; the active one; pending ones and their parents; those that an
-unfinished evolution began with; and every release and object that is younger than a grace time. The grace is what
-makes it safe beside writers: whoever publishes makes the objects young again that it relies on, and
-publishing takes seconds. A server that loads a release which is deleted meanwhile keeps its old one.
+unfinished evolution began with; and every release and object that is younger than a grace time. What makes it safe
+beside writers: whoever publishes makes the objects young again that it relies on, and publishing takes seconds; what
+is to be deleted is marked before a last look (`models/doomed.py`), so that nobody begins to rely on it unnoticed. A
+server that loads a release which is deleted meanwhile keeps its old one.
 """
 
 import time
+from collections.abc import Collection
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from models.doomed import delete_old_marks, marked
 from models.errors import InvalidConfig
 from models.files import REFRESH_AGE_S, FileInfo
 from models.names import TaskName
@@ -39,6 +43,10 @@ class Garbage:
     kept_releases: tuple[int, ...]
 
     @property
+    def names(self) -> frozenset[str]:
+        return frozenset(info.name for info in (*self.releases, *self.objects))
+
+    @property
     def size(self) -> int:
         return sum(info.size for info in (*self.releases, *self.objects, *self.leftovers))
 
@@ -60,20 +68,29 @@ def collect(store: Store, *, keep: int | None, grace_s: float, dry_run: bool = F
         raise InvalidConfig(f"keep = {keep}: at least 1 release must stay")
     if grace_s < MIN_GRACE_S:
         raise InvalidConfig(f"a grace time of {grace_s:g} s is not safe beside writers: use {MIN_GRACE_S:g} s or more")
-    with store.files.lock():  # a folder's publishers wait; elsewhere the grace time alone protects them
-        garbage = _find(store, keep, time.time() - grace_s)
-        if not dry_run:
+    young = time.time() - grace_s
+    with store.files.lock():  # a folder's other writers wait
+        planned = _find(store, keep, young)
+        if dry_run:
+            return planned
+        delete_old_marks(store.files)
+        with marked(store.files, planned.names) if store.is_remote else nullcontext():
+            garbage = _find(store, keep, young, among=planned)
             for info in (*garbage.releases, *garbage.objects):  # in this order: no release names what is gone
                 store.files.delete(info.name)
-            for info in (*garbage.objects, *garbage.leftovers):
-                store.local_files.delete(info.name)  # of a remote store, what was kept of it here
+        for info in (*garbage.objects, *garbage.leftovers):
+            store.local_files.delete(info.name)  # of a remote store, what was kept of it here
     return garbage
 
 
-def _find(store: Store, keep: int | None, young: float) -> Garbage:
+def _find(store: Store, keep: int | None, young: float, among: Garbage | None = None) -> Garbage:
+    """Return what nothing needs; of what `among` has, if given, what still is so."""
     objects = store.files.infos("objects")  # first: what is stored from now on is not in the list
     releases = {int(PurePosixPath(info.name).stem): info for info in store.files.infos("releases")}
     kept = _kept_numbers(store, releases, keep, young)
+    if among is not None:
+        kept |= {number for number, info in releases.items() if info.name not in among.names}
+        objects = [info for info in objects if info.name in among.names]
     needed: set[str] = set()
     for number in kept:
         needed |= release_objects(store, store.release(number))
@@ -116,3 +133,20 @@ def release_objects(store: Store, release: Release) -> set[str]:
         route = store.route(route_id, needed_by=f"{owner} of {release_name(release.number)}")
         names |= {object_name(route_id, "json")} | route_objects(route)
     return names
+
+
+def trim_cache(store: Store, in_use: Collection[str], *, grace_s: float = MIN_GRACE_S) -> int:
+    """Delete what lies here of a store behind a URL although the store has it no more; return the bytes.
+
+    Kept are the names in `in_use`, and what is younger than the grace time: another process on this machine may
+    just be storing it.
+    """
+    if not store.is_remote:
+        return 0
+    young = time.time() - grace_s
+    copies = [*store.local_files.infos("objects"), *store.local_files.leftovers("objects")]  # first, see `_find`
+    present = {info.name for info in store.files.infos("objects")}.union(in_use)
+    garbage = [info for info in copies if info.name not in present and info.modified_at < young]
+    for info in garbage:
+        store.local_files.delete(info.name)
+    return sum(info.size for info in garbage)

@@ -37,6 +37,13 @@ Messages say what happened, the value, what is allowed and the next step. The HT
 stands in `service/errors.py`; the command line prints the message and exits with 1.
 """
 
+import re
+
+
+def kind_of(error: Exception) -> str:
+    """Return a short name in kebab case for the kind of error, which stays as it is for programs."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", type(error).__name__).lower()
+
 
 class Mu2NetError(Exception):
     """Base of all expected errors: the message is for the person who caused it or operates this."""

@@ -5,6 +5,7 @@
     objects/<sha256>.json          a route record
     releases/<number>.json         which route answers for which task
     CURRENT                        which release is active
+    journal/, gc/                  see evolve/journal.py, models/doomed.py
 
 Everything a file names is written before it and `CURRENT` last, so a writer killed at any moment leaves
 a store that opens with the last complete release. Graphs and weights share one folder because ONNX
@@ -26,6 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from models.doomed import doomed
 from models.errors import (
     DamagedObject,
     InvalidConfig,
@@ -298,13 +300,16 @@ class Store:
             at_least: the new release's number is this or the next above it that is free.
 
         Raises:
-            PublishConflict: others published all the time.
+            PublishConflict: others published all the time, or a garbage collection deletes what a new route needs.
+            StoreError: what a new route needs is missing, or its record damaged.
         """
         made: list[Release] = []
 
         def publish_one(current: Current) -> Current:
             base = self.release(current.pending[-1] if current.pending else current.release)
-            made.append(self._write_release(base, change(base.tasks), reason, at_least))
+            tasks = change(base.tasks)
+            self._require_new_objects(base.tasks, tasks)
+            made.append(self._write_release(base, tasks, reason, at_least))
             number = made[-1].number
             return replace(current, pending=(*current.pending, number)) if current.is_held else Current(number)
 
@@ -342,19 +347,40 @@ class Store:
         """Make a release the active one and hold it: publishing leaves it alone until `resume`.
 
         Raises:
-            UnknownRelease: there is no such release.
+            UnknownRelease: there is no such release, or it is just being deleted.
             StoreError: its record or a file it needs is missing or damaged; content is not read.
         """
-        release = self.release(number)
-        self.require_objects(release)
+        before: list[Current] = []
 
         def choose(current: Current) -> Current:
+            self.require_objects(self.release(number))
+            before.append(current)
             later = current.pending
             if number in later:
                 later = later[later.index(number) + 1 :]
             return Current(number, is_held=True, pending=later)
 
-        return self._move(choose)
+        moved = self._move(choose)
+        try:
+            self.require_kept(number)
+        except UnknownRelease:
+            self._move(lambda current: before[-1] if current == moved else current)
+            raise
+        return moved
+
+    def require_kept(self, number: int) -> None:
+        """Raise UnknownRelease if a release is gone or is just being deleted.
+
+        Who relies on a release asks this after having said so in the pointer or the journal; from then on
+        no garbage collection takes it.
+        """
+        with self._files.lock():  # a folder's collection has ended
+            if self.is_remote and release_name(number) in doomed(self._files):
+                raise UnknownRelease(
+                    f"release {number} of {self._files.shown()} is just being deleted by 'mu2net releases gc': choose "
+                    "another"
+                )
+            self.release(number)
 
     def resume(self) -> Current:
         """Let publishing move the pointer again, and make active what was published meanwhile.
@@ -412,15 +438,32 @@ class Store:
 
     def require_objects(self, release: Release) -> None:
         """Raise StoreError unless all files that a release names are there; routes are read, the rest is listed."""
-        present = {info.name for info in self._files.infos("objects")}
         owners = {f"task {task!r}": route_id for task, route_id in release.tasks.items()} | {"the root": release.root}
-        for owner, route_id in owners.items():
-            route = self.route(route_id, needed_by=f"{owner} of release {release.number}")
-            for name in sorted(route_objects(route) - present):
+        self._require_routes({f"{owner} of release {release.number}": route_id for owner, route_id in owners.items()})
+
+    def _require_routes(self, routes: Mapping[str, RouteId]) -> set[str]:
+        """Return the names of all files that routes need, by whom each is needed; StoreError if one is missing."""
+        present = {info.name for info in self._files.infos("objects")}
+        needed: set[str] = set()
+        for owner, route_id in routes.items():
+            names = route_objects(self.route(route_id, needed_by=owner)) | {object_name(route_id, "json")}
+            for name in sorted(names - present):
                 raise MissingObject(
-                    f"{self._files.shown(name)} is missing; needed by {owner} of release {release.number}: "
-                    "restore it from a copy of this store"
+                    f"{self._files.shown(name)} is missing; needed by {owner}: restore it from a copy of this store"
                 )
+            needed |= names
+        return needed
+
+    def _require_new_objects(self, before: Mapping[TaskName, RouteId], after: Mapping[TaskName, RouteId]) -> None:
+        """Raise StoreError unless all that changed routes need is there to stay."""
+        changes = changed_tasks(before, after)
+        needed = self._require_routes({f"task {task!r}": route for task, route in changes.items() if route is not None})
+        going = needed & doomed(self._files) if self.is_remote else set()
+        if going:
+            raise PublishConflict(
+                f"{self._files.shown(min(going))} is just being deleted by 'mu2net releases gc': publish again when "
+                "that has ended, or an hour after it was stopped"
+            )
 
 
 def route_objects(route: Route) -> set[str]:

@@ -1,7 +1,6 @@
 """Errors as HTTP answers: one table of statuses, and `application/problem+json` (RFC 9457) for all of them."""
 
 import math
-import re
 from http import HTTPStatus
 from typing import Any
 
@@ -60,8 +59,7 @@ def problem_of(error: errors.Mu2NetError) -> JSONResponse:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     if isinstance(error, errors.KeyNeeded):
         headers["www-authenticate"] = "Bearer"
-    kind = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", type(error).__name__).lower()
-    return problem(status_of(error), kind=kind, detail=str(error), headers=headers)
+    return problem(status_of(error), kind=errors.kind_of(error), detail=str(error), headers=headers)
 
 
 def unexpected() -> JSONResponse:

@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from models.errors import Mu2NetError
+from models.collect import trim_cache
+from models.errors import Mu2NetError, kind_of
 from models.names import SubgraphId
-from models.store import Store
+from models.store import Store, object_name, route_objects
 from service.golden import Proofs, RunRows
 from service.memory import give_back, resident_bytes
 from service.metrics import Metrics
@@ -26,6 +27,8 @@ from service.release import LoadedRelease, StagePool
 from service.residents import Residents
 
 MAX_PAUSE_S = 30.0
+TRIM_PAUSE_S = 3600.0  # between two looks for what the local copy of a store need not keep
+NO_MEMORY = re.compile(r"allocate memory|bad_alloc|out of memory", re.IGNORECASE)  # ONNX Runtime has no type for it
 NICENESS = 10  # the thread's; requests go first where cores are short
 
 log = logging.getLogger("mu2net.reload")
@@ -100,6 +103,7 @@ class Watcher:
         self._metrics = metrics
         self._retired: list[weakref.ref[LoadedRelease]] = []
         self._retry_at = 0.0  # on the monotonic clock
+        self._trim_at = 0.0  # on the monotonic clock
         self._stopped = False
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watcher", daemon=True)
@@ -123,6 +127,7 @@ class Watcher:
             self._wake.clear()
             self._look()
             self._free_retired()
+            self._trim_cache()
             self._wake.wait(self._poll_interval_s)
 
     def _look(self) -> None:
@@ -214,7 +219,7 @@ class Watcher:
         pause_s = min(self._poll_interval_s * 2 ** min(attempts, 16), MAX_PAUSE_S)
         expected = isinstance(error, Mu2NetError)
         text = str(error) if expected else f"{type(error).__name__}: {error}"
-        kind = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", type(error).__name__).lower()
+        kind = _kind_of(error)
         self._retry_at = time.monotonic() + pause_s
         failure = Failure(wanted, kind, text, attempts, _now(), pause_s)
         self.status = WatchStatus(self.status.last_reload, failure)
@@ -239,6 +244,24 @@ class Watcher:
             if last is not None:
                 last = replace(last, cost=replace(last.cost, memory_after=resident_bytes()))
                 self.status = WatchStatus(last, self.status.failure)
+
+    def _trim_cache(self) -> None:
+        """Now and then delete what is kept here of a store behind a URL and neither it nor a resident release has."""
+        if self._store is None or self._serving() is None or time.monotonic() < self._trim_at:
+            return
+        self._trim_at = time.monotonic() + TRIM_PAUSE_S
+        routes = [route for held in self._residents.held for route in held.routes.values()]
+        in_use = {name for route in routes for name in (*route_objects(route.route), object_name(route.id, "json"))}
+        try:
+            trim_cache(self._store, in_use)
+        except (Mu2NetError, OSError) as error:  # no harm to the serving
+            log.warning("what is kept of the store in %s could not be trimmed: %s", self._store.folder, error)
+
+
+def _kind_of(error: Exception) -> str:
+    if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+        return "out-of-memory"
+    return kind_of(error)
 
 
 def _subgraphs(release: LoadedRelease) -> set[SubgraphId]:

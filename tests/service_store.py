@@ -1,24 +1,35 @@
 """Stores whose routes part and meet as a test wants: made from a random root by hand, without any training."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from onnx import TensorProto, helper, numpy_helper
 
-from evolve.export import StoredComponent, block_graph, embed_graph, head_graph
+from evolve.export import IR_VERSION, OPSET, StoredComponent, block_graph, embed_graph, head_graph
 from evolve.network import assemble, build_part
 from evolve.publish import create_store
 from models.component import ComponentKind, ComponentRecord
 from models.names import ComponentId, GoldenId, RouteId, SubgraphId, TaskName
 from models.preprocess import scale_pixels
+from models.records import encode
 from models.release import Release
 from models.root import load_root, resized_pos_embed
 from models.route import Lineage, Quality, Route, Stage
-from models.store import Store
+from models.store import Current, Store, now, release_name
 from models.weights import Weights, deserialize, num_parameters, serialize, tensor_slots
 
+# Why a server must refuse a release, and the kind of error that it then tells.
+WRONG = {
+    "golden mismatch": "export-mismatch",
+    "damaged file": "damaged-object",
+    "missing file": "missing-object",
+    "unknown format": "unsupported-format",
+    "out of memory": "out-of-memory",
+}
 ROOT = "random:embed_dim=16,depth=3,num_heads=2,patch_size=8,image_size=16"
 
 
@@ -54,6 +65,61 @@ def add_task(store: Store, plan: TaskPlan) -> Release:
 def store_route(store: Store, plan: TaskPlan) -> RouteId:
     """Store a route made after `plan`, with all it needs, and release nothing."""
     return store.put_route(_route(store, plan))
+
+
+def force_release(store: Store, changes: Mapping[str, RouteId]) -> Release:
+    """Make a release with other routes active without any check, as no publisher would."""
+    base = store.release()
+    tasks = {**base.tasks, **{TaskName(name): route_id for name, route_id in changes.items()}}
+    number = store.release_numbers()[-1] + 1
+    release = base.successor(tasks, number=number, reason="not checked", created_at=now())
+    store.files.create(release_name(number), encode(release))
+    store.files.replace("CURRENT", encode(Current(number)))
+    return release
+
+
+def hungry_graph(embed_dim: int, seed: int) -> bytes:
+    """Return a graph of one block's shape that asks for 64 TiB as soon as it runs; another one for each seed."""
+    tokens = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "tokens", embed_dim]) for name in "xy"]
+    shape = numpy_helper.from_array(np.array([2**24, 2**20], np.int64), "shape")
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
+        helper.make_node("Expand", ["largest", "shape"], ["huge"]),
+        helper.make_node("ReduceMax", ["huge"], ["again"], keepdims=0),
+        helper.make_node("Add", ["x", "again"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, f"hungry {seed}", tokens[:1], tokens[1:], [shape])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def store_wrong_route(store: Store, plan: TaskPlan, kind: str) -> RouteId:
+    """Store a route that no server may take up, for the reason `kind`; files are yet to be damaged."""
+    route_id = store_route(store, replace(plan, golden_error=1.0 if kind == "golden mismatch" else 0.0))
+    route = store.route(route_id, needed_by="a test")
+    if kind == "unknown format":
+        record = json.loads(encode(route)) | {"format_version": 2}
+        return RouteId(store.put_object(json.dumps(record).encode(), "json"))
+    if kind == "out of memory":
+        embed, block, *rest = route.stages
+        graph = SubgraphId(store.put_object(hungry_graph(route.network.embed_dim, plan.seed), "onnx"))
+        return store.put_route(replace(route, stages=(embed, replace(block, subgraph=graph), *rest)))
+    return route_id
+
+
+def damage(store: Store, route_id: RouteId, kind: str) -> Callable[[], None]:
+    """Damage or remove a graph of a route if `kind` says so; return what mends it."""
+    route = store.route(route_id, needed_by="a test") if kind.endswith("file") else None
+    if route is None:
+        return lambda: None
+    path = store.object_path(route.stages[1].subgraph, "onnx", needed_by="a test")
+    content = path.read_bytes()
+    if kind == "damaged file":
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    else:
+        path.unlink()
+    return lambda: store.local_files.replace(f"objects/{path.name}", content)
 
 
 def torch_logits(store: Store, task: str, pixels: np.ndarray) -> np.ndarray:

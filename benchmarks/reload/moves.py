@@ -1,29 +1,31 @@
 """What is done to the store while the server answers: forwards, backwards, and releases that must be refused."""
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.reload.traffic import pictures
-from evolve.export import IR_VERSION, OPSET
-from models.names import RouteId, SubgraphId, TaskName
+from models.names import RouteId, TaskName
 from models.preprocess import load_pixels
-from models.records import encode
 from models.release import Release
 from models.store import Store
-from tests.service_store import TaskPlan, route_logits, store_route
+from tests.service_store import (
+    WRONG,
+    TaskPlan,
+    damage,
+    force_release,
+    route_logits,
+    store_route,
+    store_wrong_route,
+)
 
 WAIT_S = 30.0
 AFTERMATH_S = 0.2  # after a swap the old release is freed; requests of this time count as during the reload
-REFUSED = ("golden mismatch", "damaged file", "missing file", "unknown format", "out of memory")
 
 # The routes that stay, from tiny to the whole ViT-Ti, sharing most blocks of the root.
 STEADY_TASKS = (
@@ -78,7 +80,10 @@ class Workload:
             small = TaskPlan("small", own_blocks=[1], depth=3, image_size=32, seed=next(self._seeds))
             self._added.append(self.route(extra))
             self._replaced.append(self.route(small))
-            self._wrong.append({kind: self.wrong_route(kind) for kind in REFUSED})
+            wrong = TaskPlan("wrong", own_blocks=[0], depth=2, image_size=32)
+            self._wrong.append(
+                {kind: store_wrong_route(self.store, replace(wrong, seed=next(self._seeds)), kind) for kind in WRONG}
+            )
 
     def route(self, plan: TaskPlan) -> RouteId:
         """Store a route, and remember what it takes and what it must answer."""
@@ -90,22 +95,6 @@ class Workload:
         route = self.store.route(route_id, needed_by="the benchmark")
         pixels = np.stack([load_pixels(image, route.image_size) for image in pictures()])
         self.expected[route_id] = route_logits(self.store, route, pixels)
-        return route_id
-
-    def wrong_route(self, kind: str) -> RouteId:
-        """Store a route that must be refused; files are damaged and removed only once it is released."""
-        error = 1.0 if kind == "golden mismatch" else 0.0
-        seed = next(self._seeds)
-        plan = TaskPlan("wrong", own_blocks=[0], depth=2, image_size=32, seed=seed, golden_error=error)
-        route_id = store_route(self.store, plan)
-        route = self.store.route(route_id, needed_by="the benchmark")
-        if kind == "unknown format":
-            record = json.loads(encode(route)) | {"format_version": 2}
-            return RouteId(self.store.put_object(json.dumps(record).encode(), "json"))
-        if kind == "out of memory":
-            embed, block, *rest = route.stages
-            graph = SubgraphId(self.store.put_object(hungry_graph(route.network.embed_dim, seed), "onnx"))
-            return self.store.put_route(replace(route, stages=(embed, replace(block, subgraph=graph), *rest)))
         return route_id
 
     def remember(self, release: Release) -> Release:
@@ -139,24 +128,14 @@ class Workload:
         self.settle("task removed", removed.number, started)
 
     def refuse(self, kind: str, route_id: RouteId, *, way_back: int) -> None:
-        """Publish a release that the server must not take up, then ask again for the one it answers from."""
-        path = self._new_graph(route_id) if kind in {"damaged file", "missing file"} else None
-        content = path.read_bytes() if path else b""
-        if path and kind == "damaged file":
-            path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        elif path:
-            path.unlink()
+        """Release what the server must not take up, then ask again for the release it answers from."""
+        mend = damage(self.store, route_id, kind)
         started = time.time()
-        release = self.publish({"wrong": route_id}, f"to be refused: {kind}")
+        release = self.remember(force_release(self.store, {"wrong": route_id}))
         self.settle(f"refused: {kind}", release.number, started)
-        if path:
-            path.write_bytes(content)
+        mend()
         self.client.post(f"/v1/releases/{way_back}/activate").raise_for_status()
         self.resume()
-
-    def _new_graph(self, route_id: RouteId) -> Path:
-        route = self.store.route(route_id, needed_by="the benchmark")
-        return self.store.object_path(route.stages[1].subgraph, "onnx", needed_by="the benchmark")
 
     def lose_store(self) -> None:
         """Take the store away, as a network does, while a release is published; the server must catch up."""
@@ -213,19 +192,3 @@ class Workload:
 
 def _store_is_away(state: Mapping[str, Any]) -> bool:
     return state["failure"] is not None and state["failure"]["release"] is None
-
-
-def hungry_graph(embed_dim: int, seed: int) -> bytes:
-    """Return a graph of one block's shape that asks for 64 TiB as soon as it runs; another one for each seed."""
-    tokens = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "tokens", embed_dim]) for name in "xy"]
-    shape = numpy_helper.from_array(np.array([2**24, 2**20], np.int64), "shape")
-    nodes = [
-        helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
-        helper.make_node("Expand", ["largest", "shape"], ["huge"]),
-        helper.make_node("ReduceMax", ["huge"], ["again"], keepdims=0),
-        helper.make_node("Add", ["x", "again"], ["y"]),
-    ]
-    graph = helper.make_graph(nodes, f"hungry {seed}", tokens[:1], tokens[1:], [shape])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    data: bytes = model.SerializeToString()
-    return data
