@@ -31,7 +31,11 @@
     ├── KeyLacksScope         the request's key is for other tasks or other things
     ├── Overloaded            the queue is full, or a deadline passed while waiting in it
     │   └── RateLimited         a key has made as many requests as it may
-    └── PortInUse
+    ├── PortInUse
+    └── ClientError           what service/client.py tells its users
+        ├── RequestRefused      the server's refusal, in its words
+        ├── ServerUnreachable
+        └── JobFailed           a job that was waited for failed or was cancelled
 
 Messages say what happened, the value, what is allowed and the next step. The HTTP status of each
 stands in `service/errors.py`; the command line prints the message and exits with 1.
@@ -174,4 +178,25 @@ class RateLimited(Overloaded):
 
 
 class PortInUse(Mu2NetError):
+    pass
+
+
+class ClientError(Mu2NetError):
+    pass
+
+
+class RequestRefused(ClientError):
+    """`status` is HTTP's; `kind` is the server's short name of the error, such as `unknown-task`."""
+
+    def __init__(self, message: str, *, status: int, kind: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+
+
+class ServerUnreachable(ClientError):
+    pass
+
+
+class JobFailed(ClientError):
     pass

@@ -52,12 +52,14 @@ def create_app() -> FastAPI:
     return app
 
 
-def refuse_unknown_parameters(request: Request) -> None:
+async def refuse_unknown_parameters(request: Request) -> None:
     """Refuse what FastAPI would ignore: a misspelt ?top_k that goes unnoticed answers another question.
 
     Raises:
         InvalidInput: the message lists the known.
     """
+    if not request.query_params:
+        return
     known = sorted(
         field.alias
         for field in get_flat_params(request.scope["route"].dependant)
