@@ -221,6 +221,8 @@ def check_answers(server: Running) -> None:
         (best, *_) = answer.raise_for_status().json()["results"][0]["predictions"]
         assert best["label"] in detail["labels"], best
         _tell(f"task {task['task']!r} answers {best['label']!r} with probability {best['probability']:.3f}")
+    listed = _in_container(server, ["sh", "-c", "cd $BENTO_PATH/src && python -m models tasks /store --json"])
+    assert json.loads(listed.stdout)["tasks"], listed.stderr
 
 
 def check_graceful_stop(server: Running) -> None:

@@ -5,7 +5,10 @@ This is the process boundary: expected errors become one line on stderr and exit
 """
 
 import sys
-from importlib.metadata import entry_points
+import tomllib
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 
 import typer
 from rich.console import Console
@@ -14,6 +17,15 @@ from rich.markup import escape
 from models.errors import Mu2NetError
 
 COMMAND_GROUP = "mu2net.commands"
+
+
+def _registered() -> Sequence[EntryPoint]:
+    """Return the commands that are installed; in a Bento, whose sources are not, those that pyproject.toml names."""
+    installed = tuple(entry_points(group=COMMAND_GROUP))
+    if installed:
+        return installed
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    return [EntryPoint(name, value, COMMAND_GROUP) for name, value in project["entry-points"][COMMAND_GROUP].items()]
 
 
 def build_app() -> typer.Typer:
@@ -26,7 +38,7 @@ def build_app() -> typer.Typer:
         rich_markup_mode="rich",
     )
     missing: list[str] = []
-    for point in sorted(entry_points(group=COMMAND_GROUP), key=lambda point: point.name):
+    for point in sorted(_registered(), key=lambda point: point.name):
         try:
             command = point.load()
         except ModuleNotFoundError:

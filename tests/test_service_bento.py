@@ -1,5 +1,6 @@
 """The Bento: holds the service and what it imports, names no registry, and serves a mounted store."""
 
+import json
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ BENTOML = [sys.executable, "-m", "bentoml"]
 
 def test_the_bento_includes_the_service_and_the_models_alone() -> None:
     options = (ROOT / "bentofile.yaml").read_text()
-    assert 'include:\n  - "service/**"\n  - "models/**"\nexclude:' in options
+    assert 'include:\n  - "service/**"\n  - "models/**"\n  - pyproject.toml' in options
     assert "  - name: MU2NET_STORE\n    value: /store\n" in options
     requirements = (ROOT / "service" / "requirements.txt").read_text()
     assert "://" not in requirements
@@ -64,7 +65,7 @@ def test_a_bento_built_from_a_clean_clone_serves_a_store(tmp_path: Path) -> None
     env = environment(tmp_path, BENTOML_HOME=str(home), BENTOML_DO_NOT_TRACK="True", PATH=os.environ["PATH"])
     subprocess.run([*BENTOML, "build"], cwd=clone, env=env, check=True, timeout=300)
     (source,) = home.glob("bentos/mu2net/*/src")
-    assert {path.name for path in source.iterdir()} == {"service", "models", "bentofile.yaml"}
+    assert {path.name for path in source.iterdir()} == {"service", "models", "pyproject.toml", "bentofile.yaml"}
     dockerfile = (source.parent / "env" / "docker" / "Dockerfile").read_text()
     assert re.search(r"^FROM \S+:\d+\.\d+\.\d+-python3\.11-bookworm-slim AS", dockerfile, re.MULTILINE)
     assert re.search(r"^USER bentoml$", dockerfile, re.MULTILINE)
@@ -85,6 +86,9 @@ def test_a_bento_built_from_a_clean_clone_serves_a_store(tmp_path: Path) -> None
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             wait_until(server, lambda: client.get("/readyz").status_code == 200)
+            listing = [str(own / "bin" / "python"), "-m", "models", "tasks", str(store.folder), "--json"]
+            listed = subprocess.run(listing, cwd=source, env=env, capture_output=True, check=True, timeout=60).stdout
+            assert json.loads(listed)["tasks"][0]["task"] == "first"
             answer = client.post("/v1/tasks/first/classify", files={"image": picture()})
             assert answer.status_code == 200
             assert answer.json()["release"] == 1

@@ -2,7 +2,7 @@
 
 import { call, hasKey, setKey } from "./api.js";
 import * as classify from "./classify.js";
-import { byId } from "./dom.js";
+import { byId, tell } from "./dom.js";
 import * as jobs from "./jobs.js";
 import * as metro from "./metro.js";
 import * as releases from "./releases.js";
@@ -44,11 +44,6 @@ function selection_changed() {
   const chosen = new Set(tasks.selection());
   metro.draw(list.filter(({ task }) => chosen.has(task))).catch((error) => tell(error.message));
   classify.ask();
-}
-
-function tell(text) {
-  byId("alert").hidden = !text;
-  byId("alert").textContent = text ?? "";
 }
 
 byId("key-form").addEventListener("submit", (event) => {

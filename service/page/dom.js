@@ -26,3 +26,9 @@ export function bar(share, text) {
   filled.style.width = `${(100 * Math.min(1, Math.max(0, share))).toFixed(2)}%`;
   return el("span", { class: "bar", role: "img", "aria-label": text }, filled);
 }
+
+/** Show what went wrong at the top of the page; without a text, nothing did. */
+export function tell(text) {
+  byId("alert").hidden = !text;
+  byId("alert").textContent = text ?? "";
+}

@@ -51,16 +51,22 @@ function render() {
   byId("job-list").replaceChildren(rows.length ? el("ol", { class: "jobs" }, ...rows) : el("p", {}, "No job yet."));
 }
 
+/** Return how much of a job is done, 0 to 1: by time where a budget of time decides. */
+function progress({ generation, generations, seconds, seconds_left }) {
+  if (generations) return generation / generations;
+  return seconds_left === null ? 0 : seconds / Math.max(1, seconds + seconds_left);
+}
+
 function row(job) {
   const running = job.state === "running";
-  const share = job.generations ? job.generation / job.generations : 0;
+  const share = progress(job);
   const facts = [
     running && job.phase,
-    job.generations > 0 && `generation ${job.generation} of ${job.generations}`,
+    job.generation > 0 && `generation ${job.generation}${job.generations ? ` of ${job.generations}` : ""}`,
     job.candidates > 0 && `${job.candidates} candidates`,
     job.best_quality != null && `best ${percent(job.best_quality)}`,
     job.release != null && `release ${job.release}`,
-    job.seconds != null && `took ${duration(job.seconds)}`,
+    job.seconds > 0 && duration(job.seconds),
     running && job.seconds_left != null && `about ${duration(job.seconds_left)} left`,
     job.error,
   ].filter(Boolean);

@@ -1,7 +1,7 @@
 // The table of tasks: what each is worth and costs, and which are selected.
 
 import { call } from "./api.js";
-import { byId, el } from "./dom.js";
+import { byId, el, tell } from "./dom.js";
 import { count, percent } from "./format.js";
 
 const FIRST_SELECTED = 12; // more lines than this make no map
@@ -26,7 +26,7 @@ export function show(tasks, changed) {
   render(changed);
   byId("select-all").onclick = () => choose(tasks.map(({ task }) => task), changed);
   byId("select-none").onclick = () => choose([], changed);
-  byId("measure").onclick = () => measure(changed);
+  byId("measure").onclick = () => measure(changed).catch((error) => tell(error.message));
   changed();
 }
 
