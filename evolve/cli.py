@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from evolve.config import preset_names, setting_names
+from models.budget import parse_budget
 from models.commands import JsonOption, StoreArgument, accuracy_text
 from models.names import TaskName, parse_task_name
 from models.store import Store
@@ -73,7 +74,16 @@ def evolve(
     data_root: Annotated[Path | None, typer.Option(help="The folder with local copies of a suite's tasks.")] = None,
     image_column: Annotated[str | None, typer.Option(help="Of a CSV, parquet or hub table.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Of a CSV, parquet or hub table.")] = None,
-    preset: Annotated[str | None, typer.Option(help=f"Settings of the paper: {', '.join(preset_names())}.")] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Stop after 90s, 5m or 1.5h instead of a number of generations; a route is live early and gets "
+            "better meanwhile. Begins from the preset 'online' unless another is named."
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help=f"Settings of the paper, or of jobs: {', '.join(preset_names())}.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file with settings.")] = None,
     settings: Annotated[
         list[str] | None,
@@ -102,7 +112,9 @@ def evolve(
     from evolve.source import Columns
 
     opened = Store.open(store)
-    resolved = load_config(config, settings or [], preset=preset)
+    if budget is not None:
+        parse_budget(budget)
+    resolved = load_config(config, settings or [], preset="online" if budget and preset is None else preset)
     columns = Columns(image_column, label_column)
     for name, (source, its_columns) in _sources(task, data, suite, data_root, columns).items():
         outcome = _evolve_one(
@@ -110,6 +122,7 @@ def evolve(
             name,
             source,
             resolved,
+            budget=budget,
             columns=its_columns,
             private=private,
             from_release=from_release,
@@ -167,6 +180,7 @@ def _evolve_one(
     source: str,
     config: "EvolveConfig",
     *,
+    budget: str | None,
     columns: "Columns",
     private: bool,
     from_release: int | None,
@@ -176,6 +190,7 @@ def _evolve_one(
 ) -> "Outcome":
     import torch  # after what can be refused at once: it takes seconds
 
+    from evolve.anytime import anytime_config
     from evolve.local_executor import LocalExecutor, default_workers
     from evolve.loop import evolve_task, one_after_another
     from evolve.progress import ProgressDisplay
@@ -195,6 +210,8 @@ def _evolve_one(
             skip_unreadable=skip_unreadable,
             progress=display.decoding,
         )
+        if budget is not None:
+            config = anytime_config(config, budget, opened.root(), loaded.train)
         for warning in loaded.describe().warnings():
             console.print(f"[yellow]note:[/] {warning}", highlight=False)
         former = opened.routes(opened.release()).get(name)

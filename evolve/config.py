@@ -20,6 +20,7 @@ class EvolveConfig:
     """Settings of one task iteration. The same configuration and seed give the same winner."""
 
     generations: int = 4
+    minutes: float | None = None  # instead of a number of generations: go on while one more seems to fit
     children_per_generation: int = 4
     epochs: float = 4.0  # training of one candidate, in passes over the training images
     max_images: int = 20_000  # training of one candidate, in images, however long an epoch is
@@ -46,6 +47,8 @@ class EvolveConfig:
     threads: int = 1  # per candidate in training; part of the configuration because sums depend on it
     activation_mib: int = 4096  # of disk that activations of frozen components may take while a task evolves
     bf16_activations: bool = False  # keep them in half the bytes, rounded to bfloat16
+    parents: str = ""  # tasks whose routes are tried first, separated by commas
+    anytime: bool = False  # publish each candidate that is the best so far at once, once one beats guessing
     rank_parents: bool = False  # try the seeds in the order of a linear probe's accuracy instead of any
     probe_head: bool = False  # a new head starts from a linear probe's weights instead of zeros
     halving: bool = False  # successive halving: at each validation the worse half of a generation is stopped
@@ -56,6 +59,7 @@ class EvolveConfig:
         self._require("threads", 1 <= self.threads <= MAX_THREADS, f"a whole number from 1 to {MAX_THREADS}")
         self._require("seed", self.seed >= 0, "a whole number from 0")
         self._require("activation_mib", self.activation_mib >= 0, "a whole number from 0 (0 = keep none)")
+        self._require("minutes", self.minutes is None or self.minutes > 0, "a number above 0")
         self._require("epochs", self.epochs > 0, "a number above 0")
         for name in ("size_penalty", "compute_penalty"):
             self._require(name, 0 < getattr(self, name) <= 1, "a number above 0 and up to 1 (1 = off)")

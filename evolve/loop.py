@@ -51,7 +51,8 @@ def evolve_task(
     2. sample   pick parents, mutate each into a child
     3. train    update only what the child owns, on batches that the generation shares
     4. score    validation accuracy after the size and compute factors
-    5. keep     a child stays if it scores no worse than its parent did on this task
+    5. keep     a child stays if it scores no worse than its parent did on this task; with `config.anytime` one
+                that betters what is live is published at once
     6. end      the best is frozen and published, the rest are dropped
 
     Args:
@@ -72,7 +73,7 @@ def evolve_task(
     with alone(store, task.name):
         run = TaskRun.begin(task, store, config, private=private, from_release=from_release)
         population = run.start_population()
-        for generation in range(config.generations):
+        for generation in run.generations():
             data = run.sample_data(population, generation)
             children = run.sample_children(population, data, generation)
             for member in run.train(children, generation, execute or LocalExecutor(), report):

@@ -32,11 +32,13 @@ class ProgressDisplay:
 
     def candidate(self, config: EvolveConfig) -> Callable[[run.Progress], None]:
         """Return what shows an iteration's progress after each candidate."""
-        total = config.generations * config.children_per_generation
+        total = config.generations * config.children_per_generation if config.minutes is None else None
 
         def show(progress: run.Progress) -> None:
             done = progress.generation * config.children_per_generation + progress.place + 1
-            generation = f"generation {progress.generation + 1}/{config.generations}"
+            generation = f"generation {progress.generation + 1}"
+            if total is not None:
+                generation += f"/{config.generations}"
             speed = f"{progress.throughput.images_per_second:.0f} images/s"
             text = f"{generation}, best accuracy {progress.best_quality:.3f}, {speed}"
             self._bar.update(self._line, description=text, completed=done, total=total, visible=True)

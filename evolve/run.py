@@ -1,6 +1,7 @@
 """One task iteration: what stays fixed while its candidates come and go, and how it is taken up again."""
 
 import hashlib
+import itertools
 import math
 import shutil
 import time
@@ -51,6 +52,8 @@ class Progress:
     best_quality: float
     is_replayed: bool  # read from the journal of an interrupted run instead of trained
     throughput: Throughput  # so far, without what was replayed
+    seconds: float  # since the iteration began, see `TaskRun.seconds`
+    release: int | None  # that the candidate was published in at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +107,17 @@ class TaskRun:
         self._parents: dict[str, CandidateRecord] = {}
         self._probes: dict[tuple[ComponentId, ...], Probe] = {}
         self._throughput = Throughput()
-        self._last_done = time.perf_counter()
+        self._began = self._last_done = time.perf_counter()
+        self._replayed_seconds = 0.0
+        self._live_score: float | None = None  # of what the task answers with, as far as it is comparable
 
     @classmethod
     def begin(
         cls, task: Task, store: Store, config: EvolveConfig, *, private: bool, from_release: int | None = None
     ) -> "TaskRun":
-        """Start an iteration, or take up the last one if it was interrupted and asked for the same.
+        """Start an iteration, or take up the last one if it was interrupted here and asked for the same.
+
+        On another machine the weights of its candidates are missing; what it published is there.
 
         Raises:
             UnknownRelease: `from_release` is none of the store's.
@@ -121,7 +128,9 @@ class TaskRun:
         is_same_release = found is not None and from_release in {None, found.release}
         asked = (config, task.digest, private)
         if found and is_same_release and (found.config, found.data_digest, found.private) == asked:
-            return cls(task, store, found)
+            run = cls(task, store, found)
+            if run._folder.exists() or run._journal.generation(0) is None:
+                return run
         active = store.release()
         start = IterationStart(
             task=task.name,
@@ -153,10 +162,35 @@ class TaskRun:
             seeds.insert(0, self._own)
         if self.config.rank_parents:
             seeds = self._ranked(seeds)
+        seeds = self._wanted_first(seeds)
         population = Population(seeds, are_ranked=self.config.rank_parents)
         if self._own and self._own.labels == self.task.labels:
-            population.consider(self._judged(self._own))
+            own = self._judged(self._own)
+            self._live_score = own.score
+            population.consider(own)
         return population
+
+    def generations(self) -> Iterator[int]:
+        """Yield the numbers of the generations to run: as many as set or, in a budget of time, while one more fits.
+
+        What an interrupted run did before counts as well, and what it journaled is never left out.
+        """
+        minutes = self.config.minutes
+        if minutes is None:
+            yield from range(self.config.generations)
+            return
+        took = 0.0
+        for generation in itertools.count():
+            started = self.seconds
+            if started + took > 60 * minutes and generation and self._journal.generation(generation) is None:
+                return
+            yield generation
+            took = self.seconds - started
+
+    @property
+    def seconds(self) -> float:
+        """How long this iteration has run, in all processes that took it up."""
+        return self._replayed_seconds + time.perf_counter() - self._began
 
     def sample_data(self, population: Population, generation: int) -> DataHParams:
         """Return the data hyperparameters of a generation: the best member's, moved; the start's at first."""
@@ -197,10 +231,43 @@ class TaskRun:
                 self._throughput = self._throughput.after(
                     images=record.images, wall_seconds=record.wall_seconds, phases=record.phases
                 )
-            report(Progress(record, generation, place, best, found is not None, self._throughput))
+            else:
+                self._replayed_seconds += record.wall_seconds
+            release = self._publish_early(record) if self.config.anytime else None
+            is_replayed = found is not None
+            report(Progress(record, generation, place, best, is_replayed, self._throughput, self.seconds, release))
         if found is None:
             self._journal.write_generation(generation, records)
         return [Member(record.candidate, record.quality, record.score) for record in records]
+
+    def _publish_early(self, record: CandidateRecord) -> int | None:
+        """Publish a candidate that betters what is live, and return the release.
+
+        The first one must beat the largest class by two standard errors of guessing that class. A route for
+        other labels is not replaced early: its clients would get a worse one meanwhile.
+        """
+        if self._own and self._own.labels != self.task.labels:
+            return None
+        if self._live_score is None:
+            self._live_score = self._published_before()
+        if self._live_score is None:
+            guessed = float(np.bincount(self.task.val.labels).max() / len(self.task.val))
+            is_better = record.quality > guessed + 2 * (guessed * (1 - guessed) / len(self.task.val)) ** 0.5
+        else:
+            is_better = record.score > self._live_score
+        if not is_better:
+            return None
+        images = sum(known.images for known in self._parents.values())
+        release = self._publish(Member(record.candidate, record.quality, record.score), None, images)
+        self._live_score = record.score
+        return release.number
+
+    def _published_before(self) -> float | None:
+        """Return the score of what this iteration published before it was interrupted."""
+        route_id = self._store.release().tasks.get(self.task.name)
+        route = route_id and self._store.route(route_id, needed_by=f"task {self.task.name!r}")
+        is_ours = route and route.lineage.candidate.startswith(f"{self.task.name}/{self.start.iteration}/")
+        return route.quality.score if route and is_ours and route.quality else None
 
     def finish(self, population: Population) -> Outcome:
         """Publish the member that is chosen, unless it is the route that the task has already; then clean up."""
@@ -295,6 +362,19 @@ class TaskRun:
         self._seed_routes[jumped.name] = self._seed_routes["root"]
         self._ancestry.add(jumped)
         return jumped
+
+    def _wanted_first(self, seeds: Sequence[Candidate]) -> list[Candidate]:
+        """Return the seeds with those of the wanted tasks before all others."""
+        wanted = [name.strip() for name in self.config.parents.split(",") if name.strip()]
+        task_of = {seed.name: seed.name.partition("@")[0] for seed in self._others}
+        for task in wanted:
+            if task not in task_of.values():
+                raise InvalidConfig(
+                    f"parents = {self.config.parents!r}: {task!r} is no other task of release {self.start.release}, "
+                    f"or private; known: {', '.join(sorted(task_of.values())) or 'none'}"
+                )
+        place = {task: at for at, task in enumerate(wanted)}
+        return sorted(seeds, key=lambda seed: place.get(task_of.get(seed.name, ""), len(place)))
 
     def _ranked(self, seeds: Sequence[Candidate]) -> list[Candidate]:
         """Return the root and the first of the other seeds by a probe's accuracy, the best first, then the rest.
@@ -395,7 +475,7 @@ class TaskRun:
             wall_seconds=wall_seconds,
         )
 
-    def _publish(self, best: Member, expected: float, images: int) -> Release:
+    def _publish(self, best: Member, expected: float | None, images: int) -> Release:
         seed, mutations = self._lineage(best.candidate)
         winner = Winner(
             candidate=best.candidate,
@@ -406,7 +486,7 @@ class TaskRun:
             private=self.start.private,
             parent=self._seed_routes[seed],
             mutations=mutations,
-            replaces=self.start.replaces,
+            replaces=self.start.replaces or self._live_score is not None,
             config=self.config.settings(),
             expected_accuracy=expected,
         )

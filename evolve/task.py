@@ -30,6 +30,7 @@ from models.image_folder import (
     open_image_folder,
     unreadable,
 )
+from models.inspection import image_digests, require_choice
 from models.names import TaskName
 
 TEST_FRACTION = 0.2  # of a data set without splits
@@ -237,16 +238,15 @@ def load_task(
     if val_fraction is not None and not 0 < val_fraction < 1:
         raise InvalidConfig(f"val_fraction is {val_fraction}; it must lie between 0 and 1: try 0.2, or leave it out")
     with open_image_folder(path, limits) as folder:
-        digests = dict(zip(folder.entries, _digests(folder), strict=True))
+        digests = image_digests(folder)
         problems = _unreadable(folder, digests, cache_folder, progress)
         labels, ignored = folder.labels, folder.ignored
     if problems and not skip_unreadable:
         raise unreadable(problems, len(digests), repr(str(path)))
     kept = {entry: digest for entry, digest in digests.items() if entry.name not in problems}
     _check_classes(kept, labels, path)
+    require_choice(kept, repr(str(path)))
     splits = _split(kept, seed, val_fraction)
-    if not splits["val"]:
-        raise InvalidData(f"{str(path)!r} has one image per class, none is left for validation: add more of each")
 
     def images(split: Split) -> LabelledImages:
         return LabelledImages(
@@ -298,7 +298,7 @@ def load_images(
             )
         entries = [entry for entry in folder.entries if entry.split == "test"] or list(folder.entries)
         index = [labels.index(label) for label in folder.labels]
-        digest_of = dict(zip(folder.entries, _digests(folder), strict=True))
+        digest_of = image_digests(folder)
     return LabelledImages(
         tuple(entry.name for entry in entries),
         np.array([index[entry.label] for entry in entries], dtype=np.int64),
@@ -307,16 +307,6 @@ def load_images(
         limits,
         cache_folder.absolute(),
     )
-
-
-def _digests(folder: ImageFolder) -> list[str]:
-    def digest(entry: ImageEntry) -> str:
-        try:
-            return hashlib.sha256(folder.read(entry)).hexdigest()
-        except (InvalidImage, ImageTooLarge) as error:  # counted as unreadable later
-            return hashlib.sha256(f"unreadable: {error}".encode()).hexdigest()
-
-    return folder.map(digest, folder.entries)
 
 
 def _unreadable(

@@ -14,6 +14,7 @@
     ├── NotFound              something was asked for by a name that nothing has
     │   ├── UnknownTask
     │   ├── UnknownRelease
+    │   ├── UnknownJob
     │   ├── ReleaseNotResident  a request asks for a release that the server does not hold in memory
     │   ├── UnknownKey
     │   └── StoreNotFound
@@ -23,7 +24,10 @@
     │   ├── UnsupportedFormat
     │   ├── StoreUnreachable    the network or the file system fails; trying again may help
     │   └── PublishConflict     the change no longer fits the current release
-    ├── TaskBusy              another process evolves this task
+    ├── TaskBusy              another process or job evolves this task
+    ├── TaskExists            a new task has a name that the release has already
+    ├── LeaseLost             a worker's job was given to another, or is over
+    ├── QueueUnreachable      the database of jobs fails; trying again may help
     ├── ExportMismatch        ONNX Runtime and torch disagree about a route
     ├── NotReady              the server has no release to answer from
     ├── WritingIsOff          the server takes no changes from where this request could come
@@ -105,6 +109,10 @@ class UnknownRelease(NotFound):
     pass
 
 
+class UnknownJob(NotFound):
+    pass
+
+
 class ReleaseNotResident(NotFound):
     pass
 
@@ -142,6 +150,18 @@ class PublishConflict(StoreError):
 
 
 class TaskBusy(Mu2NetError):
+    pass
+
+
+class TaskExists(Mu2NetError):
+    pass
+
+
+class LeaseLost(Mu2NetError):
+    pass
+
+
+class QueueUnreachable(Mu2NetError):
     pass
 
 

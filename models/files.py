@@ -7,6 +7,7 @@ created only where there is none, and the pointer is replaced only if it is stil
 
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -61,6 +62,14 @@ class Files(Protocol):
 
     def replace(self, name: str, data: bytes) -> None:
         """Write a file in one step, in place of the one there may be."""
+        ...
+
+    def put_file(self, name: str, source: Path) -> None:
+        """Copy a file of this machine to a name, in one step, without holding it in memory."""
+        ...
+
+    def fetch(self, name: str, target: Path) -> None:
+        """Copy a file to this machine, in one step; FileNotFoundError if there is none."""
         ...
 
     def swap(self, name: str, change: Callable[[bytes], bytes]) -> None:
@@ -137,6 +146,12 @@ class LocalFiles:
         os.replace(_write_beside(target, data), target)
         _sync_folder(target.parent)
 
+    def put_file(self, name: str, source: Path) -> None:
+        copy_file(source, self.path(name))
+
+    def fetch(self, name: str, target: Path) -> None:
+        copy_file(self.path(name), target)
+
     def swap(self, name: str, change: Callable[[bytes], bytes]) -> None:
         """As everywhere; the caller holds `lock`, so nobody can be faster."""
         self.replace(name, change(self.read(name)))
@@ -156,9 +171,31 @@ class LocalFiles:
             yield
 
 
-def _write_beside(target: Path, data: bytes) -> Path:
+def copy_file(source: Path, target: Path) -> None:
+    """Make `target` a copy that only this user may read; it appears whole and on disk."""
+    temporary = _beside(target)
+    try:
+        with source.open("rb") as reading, open(temporary, "xb", opener=_private) as file:
+            shutil.copyfileobj(reading, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(target.parent)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _beside(target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
+    return target.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
+
+
+def _write_beside(target: Path, data: bytes) -> Path:
+    temporary = _beside(target)
     with temporary.open("xb") as file:
         file.write(data)
         file.flush()

@@ -5,18 +5,21 @@ creating only where there is nothing, and replacing only what is still what was 
 an entry below can be read from; writing there is refused instead of being sometimes lost.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import fsspec
 from fsspec.utils import get_protocol
 
 from models.errors import InvalidConfig, StoreUnreachable
-from models.files import REFRESH_AGE_S, FileChanged, FileInfo
+from models.files import REFRESH_AGE_S, TEMPORARY_PREFIX, FileChanged, FileInfo
 
 WRITABLE = ("memory", "s3")
 MEMORY_LOCK = threading.Lock()  # of the one memory:// that a process has
@@ -92,6 +95,18 @@ class RemoteFiles:
         self._check_writable()
         with self._reaching(name):
             self._system.pipe_file(self._path(name), data)
+
+    def put_file(self, name: str, source: Path) -> None:
+        self._check_writable()
+        with self._reaching(name):
+            self._system.put_file(str(source), self._path(name))
+
+    def fetch(self, name: str, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=target.parent, prefix=TEMPORARY_PREFIX) as folder:  # only this user may enter
+            with self._reaching(name):
+                self._system.get_file(self._path(name), f"{folder}/copy")
+            os.replace(f"{folder}/copy", target)
 
     def swap(self, name: str, change: Callable[[bytes], bytes]) -> None:
         self._check_writable()

@@ -7,12 +7,9 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import numpy as np
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.data.config import resolve_model_data_config
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from models.component import ComponentKind
@@ -97,6 +94,8 @@ def resized_pos_embed(weights: Weights, image_size: int, patch_size: int) -> Wei
 
 
 def _from_timm(name: str) -> Root:
+    import timm  # it takes as long to import as torch, and only making a store needs it
+
     if not timm.is_model(name):
         raise InvalidRoot(
             f"{name!r} is neither a file nor a timm model: give a checkpoint file, 'random', or a plain ViT of "
@@ -118,6 +117,9 @@ def from_timm_model(model: torch.nn.Module, name: str) -> Root:
     Raises:
         InvalidRoot: not a plain ViT: another class, pooling other than the class token, or further tensors.
     """
+    from timm.data.config import resolve_model_data_config
+    from timm.models.vision_transformer import VisionTransformer
+
     if type(model) is not VisionTransformer or model.global_pool != "token":
         raise InvalidRoot(f"{name!r} is no plain ViT that classifies from its class token: use vit_* or deit_*")
     config = resolve_model_data_config(model)  # type: ignore[no-untyped-call]  # what timm itself would scale with

@@ -4,11 +4,11 @@ The names are timm's: the parameters of each part have the names that timm gives
 so a timm checkpoint falls apart into these without renaming.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
-from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -142,9 +142,17 @@ class ViT(nn.Module):
 def resample_pos_embed(
     pos_embed: Float[Tensor, "1 tokens dim"], *, image_size: int, patch_size: int
 ) -> Float[Tensor, "1 resampled dim"]:
-    """Return the position embedding for another image size (bicubic on the patch grid, as timm does it)."""
-    side = image_size // patch_size
-    return resample_abs_pos_embed(pos_embed, new_size=[side, side], num_prefix_tokens=1)  # type: ignore[no-any-return]
+    """Return the position embedding for another image size: bicubic on the patch grid.
+
+    What timm's `resample_abs_pos_embed` computes. It is not imported because timm takes as long to import as
+    torch, and a worker is to train within seconds.
+    """
+    old_side, side = math.isqrt(pos_embed.shape[1] - 1), image_size // patch_size
+    if side == old_side:
+        return pos_embed
+    grid = pos_embed[:, 1:].reshape(1, old_side, old_side, -1).permute(0, 3, 1, 2)  # (1, D, H, W)
+    resampled = F.interpolate(grid, size=(side, side), mode="bicubic", antialias=True)
+    return torch.cat([pos_embed[:, :1], resampled.flatten(2).transpose(1, 2)], dim=1)
 
 
 def load_part(part: nn.Module, weights: Mapping[str, Tensor]) -> None:

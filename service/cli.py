@@ -14,6 +14,7 @@ import typer
 from models.errors import InvalidConfig, PortInUse
 from models.store import Store, is_url
 from service.settings import load_settings, server_environment
+from service.with_worker import run_both, worker_command
 
 GRACE_S = 30  # for requests under way when the server is told to stop
 
@@ -24,6 +25,9 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to bind: 127.0.0.1 for this machine only, 0.0.0.0 for all.")] = (
         "127.0.0.1"
     ),
+    with_worker: Annotated[
+        bool, typer.Option("--with-worker", help="Start a worker as well, for tasks that are sent to the server.")
+    ] = False,
 ) -> None:
     """Serve the store's active release over HTTP, and follow it as tasks are added. Ctrl-C stops.
 
@@ -39,6 +43,8 @@ def serve(
     place = store if is_url(store) else str(Path(store).resolve())
     environment = server_environment(store=place, bind_address=address, bentoml_home=home)
     sys.stdout.flush()
+    if with_worker:
+        sys.exit(run_both(bentoml_command(address, port), worker_command(place), environment))
     os.execve(sys.executable, bentoml_command(address, port), dict(environment))
 
 

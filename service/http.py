@@ -12,6 +12,7 @@ from models.errors import InvalidInput
 from models.store import Current
 from service import asking, console, errors, v2, views
 from service.access import allow, server_of
+from service.job_routes import add_jobs
 from service.keys import ALL_TASKS
 from service.observe import Observed
 from service.schemas import Classification, ManyClassifications, Pointer, ReleaseDiff, ReleaseList, TaskDetail, TaskList
@@ -47,6 +48,7 @@ def create_app() -> FastAPI:
     _add_classify(app)
     _add_descriptions(app)
     _add_releases(app)
+    add_jobs(app)
     console.install(app)
     v2.add_routes(app)
     return app

@@ -185,3 +185,39 @@ class ReleaseList(BaseModel):
     failure: FailureView | None = Field(description="why the active release is not the one serving")
     engine: EngineView
     releases: list[ReleaseSummary] = Field(description="the newest of the store, newest first")
+
+
+class JobView(BaseModel):
+    """A job: a task that is added or evolved further."""
+
+    id: str
+    task: str
+    kind: str = Field(description="add or iterate")
+    state: str = Field(description="queued, running, done, failed or cancelled")
+    phase: str = Field(description="what is being done, for people")
+    generation: int = Field(description="generations that are done")
+    generations: int | None = Field(description="null where a budget of time decides")
+    candidates: int = Field(description="candidates that were trained")
+    best_quality: float | None = Field(description="validation accuracy of the best candidate, 0 to 1")
+    release: int | None = Field(description="the last release that the job published")
+    seconds: float = Field(description="since a worker first took the job up")
+    seconds_left: float | None = Field(description="an estimate; null where there is none")
+    created: str
+    error: str | None = Field(description="why the job failed, and what to do")
+
+
+class JobAnswer(BaseModel):
+    job: JobView
+
+
+class JobList(BaseModel):
+    jobs: list[JobView] = Field(description="newest first")
+
+
+class Removed(BaseModel):
+    """A task was retired."""
+
+    task: str
+    release: int = Field(description="the release without it")
+    uploads_deleted: int
+    cancelled: list[str] = Field(description="ids of the task's jobs that were stopped")

@@ -2,8 +2,9 @@
 
 import logging
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
+from models.jobs import JobQueue, queue_url
 from models.store import Store, open_files
 from service import engine
 from service.batcher import Batcher
@@ -20,7 +21,7 @@ from service.settings import Settings
 log = logging.getLogger("mu2net.server")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Server:
     """What a process needs to answer. Make it with `build_server`; start and stop it in one event loop."""
 
@@ -37,6 +38,11 @@ class Server:
     def store(self) -> Store:
         """Open the store; StoreNotFound or StoreUnreachable if it has gone."""
         return Store.open(self.settings.store, cache=self.settings.cache)
+
+    @cached_property
+    def queue(self) -> JobQueue:
+        """The jobs; InvalidConfig if the store is behind a URL and no queue is set."""
+        return JobQueue(queue_url(self.store(), self.settings.queue))
 
     def start(self) -> None:
         self.keys.start()

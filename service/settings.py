@@ -39,6 +39,10 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(50_000_000, ge=1, description="width times height of one image")
     max_request_bytes: int = Field(64 * 2**20, ge=1, description="bytes of one request's body")
     max_request_images: int = Field(64, ge=1, description="images in one request")
+    max_upload_bytes: int = Field(2 * 2**30, ge=1, description="bytes of one zip of labelled images")
+    queue: str | None = Field(
+        None, description="SQLAlchemy URL of the jobs' database; default: a SQLite file in the store's folder"
+    )
     max_queue_images: int = Field(1024, ge=1, description="images accepted and not yet answered, of all requests")
     max_batch_rows: int = Field(64, ge=1, description="pairs of image and task that run together")
     max_batch_s: float = Field(0.1, gt=0, le=60, description="seconds that a batch of several images may take")

@@ -52,18 +52,18 @@ async def read_body(request: Request, *, max_bytes: int) -> bytes:
     encoding = request.headers.get("content-encoding", "identity")
     if encoding != "identity":  # a small body could become a huge one
         raise UnsupportedMedia(f"content encoding {encoding[:80]!r} is not supported: send the body as it is")
-    _check_length(request, max_bytes)
-    return b"".join([chunk async for chunk in Request(request.scope, _counted(request, max_bytes)).stream()])
+    check_length(request, max_bytes)
+    return b"".join([chunk async for chunk in Request(request.scope, counted(request, max_bytes)).stream()])
 
 
-def _check_length(request: Request, max_bytes: int) -> None:
+def check_length(request: Request, max_bytes: int) -> None:
     """Refuse by the announced length, before the body is sent."""
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > max_bytes:
         raise _too_large(int(length), max_bytes)
 
 
-def _counted(request: Request, max_bytes: int) -> Receive:
+def counted(request: Request, max_bytes: int) -> Receive:
     """Return the request's messages, with an error as soon as its body is larger than allowed."""
     received = 0
 
@@ -85,10 +85,10 @@ def _too_large(count: int, max_bytes: int) -> RequestTooLarge:
 
 
 async def _read_multipart(request: Request, *, max_bytes: int, max_images: int) -> Upload:
-    _check_length(request, max_bytes)
-    counted = Request(request.scope, _counted(request, max_bytes))
+    check_length(request, max_bytes)
+    limited = Request(request.scope, counted(request, max_bytes))
     try:
-        form = await counted.form(max_files=max_images + 1, max_fields=max_images)
+        form = await limited.form(max_files=max_images + 1, max_fields=max_images)
     except HTTPException as error:  # Starlette's way of saying that the body is broken
         if "Too many files" in str(error.detail):
             raise _too_many(f"more than {max_images}", max_images) from error
