@@ -20,8 +20,8 @@ class EvolveConfig:
     """Settings of one task iteration. The same configuration and seed give the same winner."""
 
     generations: int = 4
-    minutes: float | None = None  # instead of a number of generations: go on while one more seems to fit
     children_per_generation: int = 4
+    minutes: float | None = None  # instead of a number of generations: go on while one more seems to fit
     epochs: float = 4.0  # training of one candidate, in passes over the training images
     max_images: int = 20_000  # training of one candidate, in images, however long an epoch is
     batch_size: int = 64

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -127,11 +128,13 @@ def test_a_worker_that_lost_its_lease_stops_and_changes_nothing(
     def work(claim: Claim) -> None:
         with queue._writing() as connection:
             connection.execute(sql.update(JOBS).values(leased_until=0.0))
-        others.append(claimed(queue))
+        other.start()
         time.sleep(60)
         pytest.fail("it went on")
 
+    other = threading.Thread(target=lambda: others.append(claimed(queue)))
     work_on(claimed(queue), opened_store, queue, work)
+    other.join()
     assert queue.job(job.id).state == "running"
     queue.renew(others[0])
 
