@@ -12,21 +12,23 @@ import contextlib
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from models.errors import Overloaded
 from service.engine import Logits, Row
 from service.metrics import Metrics, task_label
 
+Result = TypeVar("Result")
 Run = Callable[[Sequence[Row]], list[Logits]]
 Asker = tuple[str, ...]  # the tasks of one image's request: those who ask the same stand in one line
 
 SHARE = 4  # dynamic threshold (Choudhury & Hahne 1998): an asker may hold so many times the room that is left
 NEW_WEIGHT = 0.2  # of the newest batch in the running mean of the engine's speed
 MAX_RETRY_S = 30.0
-YIELD_S = 0.05  # that `run_in_turn` waits for the queue to be empty; then it takes the next turn all the same
+YIELD_S = 0.02  # that a piece of other work waits for the queue to empty; then it takes the next turn all the same
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,8 +48,19 @@ class _Job:
         return sum(row.route.flops for row in self.rows)
 
 
+class _Ended(Exception):
+    """A generator's result; a StopIteration cannot pass through a future."""
+
+
+def _next_piece(pieces: Generator[None, None, object]) -> None:
+    try:
+        next(pieces)
+    except StopIteration as end:
+        raise _Ended(end.value) from None
+
+
 class Batcher:
-    """Use from one event loop, between `start` and `stop`; `run_in_turn` from other threads."""
+    """Use from one event loop, between `start` and `stop`; `run_in_turns` from other threads."""
 
     def __init__(
         self, run: Run, *, max_batch_rows: int, max_batch_s: float, max_queue_images: int, metrics: Metrics
@@ -130,13 +143,18 @@ class Batcher:
         finally:
             self._leave(job)
 
-    def run_in_turn(self, rows: Sequence[Row]) -> list[Logits]:
-        """Run rows from another thread, beside no batch, and before one only if the queue does not empty soon.
+    def run_in_turns(self, pieces: Generator[None, None, Result]) -> Result:
+        """Run work on the engine's thread from another one, piece by piece, beside no batch; return its result.
 
-        Blocks until they are done.
+        A piece goes before a batch only if the queue does not empty soon.
         """
-        self._is_idle.wait(YIELD_S)
-        return self._thread.submit(self._run, rows).result()
+        while True:
+            self._is_idle.wait(YIELD_S)
+            try:
+                self._thread.submit(_next_piece, pieces).result()
+            except _Ended as end:
+                result: Result = end.args[0]
+                return result
 
     async def _work(self) -> None:
         while True:

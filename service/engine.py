@@ -6,7 +6,7 @@ not depend on its neighbours.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,6 +112,17 @@ Observe = Callable[[SubgraphId, int], None]  # told which subgraph ran, with how
 
 def run(rows: Sequence[Row], observe: Observe | None = None) -> list[Logits]:
     """Return the logits of each row, in order."""
+    pieces = run_in_pieces(rows, observe)
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            answers: list[Logits] = end.value
+            return answers
+
+
+def run_in_pieces(rows: Sequence[Row], observe: Observe | None = None) -> Generator[None, None, list[Logits]]:
+    """Do what `run` does one stage at a time, so that others can have the device in between."""
     places: dict[Key, Place] = {(id(row.pixels), b""): (row.pixels[None], 0) for row in rows}
     logits: list[Logits | None] = [None] * len(rows)
     waiting = list(range(len(rows)))
@@ -124,6 +135,7 @@ def run(rows: Sequence[Row], observe: Observe | None = None) -> list[Logits]:
             logits[i] = batch[index]
         waiting = [i for i in waiting if logits[i] is None]
         depth += 1
+        yield
     return [answer for answer in logits if answer is not None]
 
 

@@ -83,7 +83,7 @@ def build_server(settings: Settings, metrics: Metrics) -> Server:
     watcher = Watcher(
         settings.store,
         StagePool(runtime),
-        batcher.run_in_turn,
+        lambda rows: batcher.run_in_turns(engine.run_in_pieces(rows, metrics.count_subgraph)),
         residents,
         cache=settings.cache,
         poll_interval_s=settings.poll_interval_s,

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -53,6 +53,14 @@ class SlowEngine:
         if BAD in values:
             raise RuntimeError("bad row")
         return [np.array([value], np.float32) for value in values]
+
+    def pieces(self, *values: int) -> Generator[None, None, list[Logits]]:
+        """Answer one value in each piece."""
+        answers = []
+        for value in values:
+            answers += self.run([row(value)])
+            yield
+        return answers
 
 
 def with_batcher(
@@ -216,20 +224,20 @@ def test_golden_samples_let_requests_go_first(monkeypatch: pytest.MonkeyPatch) -
 
     async def scenario(batcher: Batcher, slow: SlowEngine) -> None:
         asked = await submit_behind_a_running_one(batcher, slow, [])
-        golden = asyncio.create_task(asyncio.to_thread(batcher.run_in_turn, [row(9)]))
+        golden = asyncio.create_task(asyncio.to_thread(batcher.run_in_turns, slow.pieces(8, 9)))
         await asyncio.sleep(0.02)
         asked.append(asyncio.create_task(batcher.submit([row(2)])))
         await asyncio.sleep(0)
         slow.may_end.set()
         await asyncio.gather(golden, *asked)
 
-    assert with_batcher(scenario)[1].batches == [[1], [2], [9]]
+    assert with_batcher(scenario)[1].batches == [[1], [2], [8], [9]]
 
 
 def test_golden_samples_take_turns_with_batches() -> None:
     async def scenario(batcher: Batcher, slow: SlowEngine) -> float:
         (first,) = await submit_behind_a_running_one(batcher, slow, [])
-        golden = asyncio.create_task(asyncio.to_thread(batcher.run_in_turn, [row(9)]))
+        golden = asyncio.create_task(asyncio.to_thread(batcher.run_in_turns, slow.pieces(9)))
         await asyncio.sleep(0.02)
         assert slow.batches == [[1]]  # not beside the batch that runs
         slow.may_end.set()
