@@ -1,6 +1,7 @@
 """A tiny real system for the tests: a random root of two blocks, toy tasks that Pillow draws, and their store."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from evolve.task import Task, load_task
 from models.names import TaskName
 from models.root import load_root
 from models.store import Store
+from tests.s3_server import S3Server
 
 TINY_ROOT = "random:embed_dim=16,depth=2,num_heads=2,patch_size=8,image_size=16"
 TINY_CONFIG = EvolveConfig(
@@ -68,6 +70,21 @@ def tiny_store(_made_tiny_store: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def opened_store(tiny_store: Path) -> Store:
     return Store.open(tiny_store)
+
+
+@pytest.fixture(scope="session")
+def _s3_server() -> Iterator[S3Server]:
+    server = S3Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(_s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """A running S3 server, which this process's clients find by its environment."""
+    for name, value in _s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return _s3_server
 
 
 @pytest.fixture

@@ -1,11 +1,8 @@
 """An S3 server for tests: moto's, over real sockets, so that a network can fail as networks do."""
 
-import os
+import logging
 import socket
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from unittest import mock
 
 import fsspec
 from moto.server import ThreadedMotoServer
@@ -21,6 +18,7 @@ class S3Server:
         self.start()
 
     def start(self) -> None:
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line for each request
         self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
         self._server.start()
 
@@ -41,12 +39,3 @@ class S3Server:
         name = f"bucket-{uuid.uuid4().hex}"
         fsspec.filesystem("s3").mkdir(name)
         return name
-
-
-@contextmanager
-def s3_server() -> Iterator[S3Server]:
-    """Run a server, which this process's clients find by its environment, until the block ends."""
-    server = S3Server()
-    with mock.patch.dict(os.environ, server.environment):
-        yield server
-    server.stop()

@@ -4,10 +4,11 @@ import asyncio
 import io
 import threading
 import time
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx2
@@ -59,7 +60,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def served(store: Path, *, is_ready: bool = True, **settings: Any) -> Iterator[tuple[TestClient, Server]]:
+def served(store: Path | str, *, is_ready: bool = True, **settings: Any) -> Iterator[tuple[TestClient, Server]]:
     """Serve a store in this process until the block ends, as if bound to a loopback address."""
     own: dict[str, Any] = {"device": "cpu", "poll_interval_s": 0.05, "bind_address": "127.0.0.1"}
     server = build_server(Settings(store=str(store), **(own | settings)), Metrics(CollectorRegistry()))
@@ -87,9 +88,15 @@ def client(store: Store) -> Iterator[TestClient]:
         yield client
 
 
-def send(client: TestClient, path: str, body: bytes | None = None, content_type: str = "image/png") -> httpx2.Response:
+def send(
+    client: TestClient,
+    path: str,
+    body: bytes | None = None,
+    content_type: str = "image/png",
+    headers: Mapping[str, str] = MappingProxyType({}),
+) -> httpx2.Response:
     content = picture() if body is None else body
-    return client.post(path, content=content, headers={"content-type": content_type})
+    return client.post(path, content=content, headers={"content-type": content_type, **headers})
 
 
 def problem(response: httpx2.Response, status: int, kind: str) -> str:

@@ -29,9 +29,11 @@ from tests.toy_records import publish_toy, toy_route, toy_store
 A, B, C = TaskName("a"), TaskName("b"), TaskName("c")
 
 
-@pytest.fixture(params=["folder", "memory"])
+@pytest.fixture(params=["folder", "memory", "s3"])
 def location(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))  # where what is read of a URL is kept
+    if request.param == "s3":
+        return f"s3://{request.getfixturevalue('s3').new_bucket()}/store"
     return str(tmp_path / "store") if request.param == "folder" else f"memory://{uuid.uuid4().hex}/store"
 
 
@@ -161,6 +163,7 @@ KINDS: dict[str, Callable[[Store], str]] = {
 }
 
 
+@pytest.mark.parametrize("location", ["folder", "memory"], indirect=True)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("at", [0.1, 0.5, 0.9])
 def test_a_flipped_bit_is_caught_and_named(location: str, store: Store, kind: str, at: float, tmp_path: Path) -> None:
