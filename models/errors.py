@@ -6,6 +6,7 @@
     │   ├── InvalidImage        bytes that are no readable image
     │   ├── ImageTooLarge       more bytes or pixels than the limit
     │   ├── RequestTooLarge     more bytes or images in one request than the limit
+    │   ├── UploadTooSlow       a request body that takes longer than it may
     │   ├── UnsupportedMedia    a request body of a content type that holds no image
     │   ├── InvalidData         labelled images that cannot make a task
     │   ├── InvalidConfig       a setting, option or hyperparameter that is unknown or out of range
@@ -74,6 +75,10 @@ class ImageTooLarge(InvalidInput):
 
 
 class RequestTooLarge(InvalidInput):
+    pass
+
+
+class UploadTooSlow(InvalidInput):
     pass
 
 

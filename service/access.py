@@ -76,7 +76,7 @@ class Caller:
             KeyLacksScope: the key's tasks are others.
         """
         visible = self.visible(release)
-        if ALL_TASKS in tasks:
+        if ALL_TASKS in tasks and visible:
             return [loaded for loaded in visible.values() if self.may_classify(loaded)] or self._refuse(tasks)
         unknown = [task for task in tasks if task not in visible]
         if unknown:

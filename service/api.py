@@ -7,7 +7,6 @@ bound. Each can be switched on again: BENTOML_CONFIG_OPTIONS='services.mu2net.lo
 """
 
 import gc
-import logging
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -19,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from models.errors import InvalidConfig, NotReady
 from service import errors, views
 from service.http import create_app
+from service.logs import write_json_logs
 from service.metrics import Metrics
 from service.runtime import start_runtime
 from service.server import Server, build_server
@@ -45,7 +45,7 @@ class Mu2Net:
     """Answers classify requests of every task in the store that MU2NET_STORE names."""
 
     def __init__(self) -> None:
-        logging.getLogger("mu2net").setLevel(logging.INFO)  # BentoML's root handler takes it from there
+        write_json_logs()
         self._server: Server = build_server(load_settings(), Metrics())
         app.state.server = self._server
 

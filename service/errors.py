@@ -23,6 +23,7 @@ STATUS: dict[type[errors.Mu2NetError], HTTPStatus] = {
     errors.InvalidImage: HTTPStatus.BAD_REQUEST,
     errors.ImageTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.RequestTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.UploadTooSlow: HTTPStatus.REQUEST_TIMEOUT,
     errors.UnsupportedMedia: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     errors.NotFound: HTTPStatus.NOT_FOUND,
     errors.StoreNotFound: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -60,6 +61,8 @@ def problem_of(error: errors.Mu2NetError) -> JSONResponse:
     headers = {}
     if isinstance(error, errors.Overloaded):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, errors.UploadTooSlow | errors.RequestTooLarge):
+        headers["connection"] = "close"  # else the server would go on reading what it does not want
     if isinstance(error, errors.KeyNeeded):
         headers["www-authenticate"] = "Bearer"
     return problem(status_of(error), kind=errors.kind_of(error), detail=str(error), headers=headers)

@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from models.errors import InvalidInput
 from models.store import Current
-from service import asking, console, errors, v2, views
+from service import asking, console, errors, openapi, v2, views
 from service.access import allow, server_of
 from service.job_routes import add_jobs
 from service.keys import ALL_TASKS
@@ -18,7 +18,7 @@ from service.observe import Observed
 from service.schemas import Classification, ManyClassifications, Pointer, ReleaseDiff, ReleaseList, TaskDetail, TaskList
 from service.server import Server
 from service.settings import metrics_folder
-from service.upload import IMAGE_FIELD, TASKS_FIELD, Upload, read_upload
+from service.upload import IMAGE_FIELD, TASKS_FIELD, Upload, in_time, read_upload
 
 # Tells OpenAPI alone: `allow` reads the header and decides.
 KEY = HTTPBearer(auto_error=False, description="an API key, needed where the server has any: 'mu2net keys create'")
@@ -51,6 +51,7 @@ def create_app() -> FastAPI:
     add_jobs(app)
     console.install(app)
     v2.add_routes(app)
+    openapi.install(app)
     return app
 
 
@@ -76,7 +77,7 @@ async def refuse_unknown_parameters(request: Request) -> None:
 
 
 def _add_classify(app: FastAPI) -> None:
-    problems = errors.responses(400, 401, 403, 404, 413, 415, 422, 429, 503)
+    problems = errors.responses(400, 401, 403, 404, 408, 413, 415, 422, 429, 503)
 
     @app.post("/v1/tasks/{task}/classify", response_model_exclude_none=True, responses=problems, openapi_extra=_body())
     async def classify(
@@ -118,7 +119,8 @@ def _add_classify(app: FastAPI) -> None:
 
 async def _upload(request: Request) -> Upload:
     limits = server_of(request).settings
-    return await read_upload(request, max_bytes=limits.max_request_bytes, max_images=limits.max_request_images)
+    async with in_time(limits.upload_timeout_s):
+        return await read_upload(request, max_bytes=limits.max_request_bytes, max_images=limits.max_request_images)
 
 
 def _names(texts: Sequence[str], known: Iterable[str]) -> list[str]:

@@ -8,6 +8,7 @@ import uuid
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from models.errors import Overloaded
 from service import errors
 from service.access import server_of
 
@@ -26,6 +27,7 @@ class Observed:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -42,20 +44,29 @@ class Observed:
                 message["headers"] = [*message["headers"], (REQUEST_ID_HEADER, request_id)]
             await send(message)
 
+        self._running += 1
         try:
-            await self._app(scope, receive, send_with_id)
+            limit = server_of(Request(scope)).settings.max_requests
+            await (_too_many(limit) if self._running > limit else self._app)(scope, receive, send_with_id)
         except Exception:
             log.exception("request failed unexpectedly", extra=_about(scope))
             if status:
                 raise  # too late for another answer: the connection must break
             await errors.unexpected()(scope, receive, send_with_id)
         finally:
+            self._running -= 1
             _tell(scope, status or errors.CLIENT_GONE, time.monotonic() - started)
 
 
 def _request_id(scope: Scope) -> bytes:
     given = next((value for name, value in scope["headers"] if name == REQUEST_ID_HEADER), b"")
     return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
+
+
+def _too_many(limit: int) -> ASGIApp:
+    return errors.problem_of(
+        Overloaded(f"{limit} requests are under way, as many as may be; try again after the time in Retry-After")
+    )
 
 
 def _about(scope: Scope) -> dict[str, object]:
@@ -70,6 +81,8 @@ def _about(scope: Scope) -> dict[str, object]:
 
 
 def _tell(scope: Scope, status: int, seconds: float) -> None:
-    tasks = scope["state"].get("tasks")
+    server, tasks = server_of(Request(scope)), scope["state"].get("tasks")
     if tasks is not None:
-        server_of(Request(scope)).metrics.count(tasks, status, seconds)
+        server.metrics.count(tasks, status, seconds)
+    if server.settings.log_requests:
+        log.info("request", extra={**_about(scope), "status": status, "seconds": round(seconds, 6)})

@@ -63,7 +63,7 @@ class Predictor:
             ReleaseNotResident: the one that is asked for is not in memory.
         """
         release = self.loaded_release() if pinned is None else self._residents.pinned(pinned)
-        if not release.routes:
+        if not release.routes and pinned is None:
             raise NotReady(f"not ready: release {release.number} has no task yet; add one with 'mu2net evolve'")
         return release
 

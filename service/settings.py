@@ -30,8 +30,11 @@ class Settings(BaseSettings):
     decode_threads: int = Field(2, ge=1, le=256, description="threads that decode images")
     poll_interval_s: float = Field(1.0, ge=0.05, le=3600, description="seconds between looks for a new release")
     timeout_s: float = Field(30.0, gt=0, le=3600, description="seconds after which a waiting request is given up")
+    upload_timeout_s: float = Field(60.0, gt=0, le=3600, description="seconds that a classify request's body may take")
+    max_requests: int = Field(256, ge=1, description="requests under way at once; the others are told to try again")
     resident_releases: int = Field(2, ge=1, le=100, description="releases in memory: the live one and those before it")
     bind_address: str = Field("", description="IP address that the server binds, set by 'mu2net serve'")
+    log_requests: bool = Field(False, description="log a line for each request; failures of the server always are")
     key_rate: str | None = Field(
         None, pattern=RATE, description="requests of one API key, such as 100/minute; unset: no limit"
     )

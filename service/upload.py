@@ -1,6 +1,8 @@
 """Images out of a request's body, raw or multipart, never holding more of it than is allowed."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from fastapi import Request
@@ -8,7 +10,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive
 
-from models.errors import InvalidImage, InvalidInput, RequestTooLarge, UnsupportedMedia
+from models.errors import InvalidImage, InvalidInput, RequestTooLarge, UnsupportedMedia, UploadTooSlow
 
 IMAGE_FIELD, TASKS_FIELD = "image", "tasks"
 HOW_TO_SEND = f"send the image as the body with content type image/..., or as multipart field {IMAGE_FIELD!r}"
@@ -54,6 +56,22 @@ async def read_body(request: Request, *, max_bytes: int) -> bytes:
         raise UnsupportedMedia(f"content encoding {encoding[:80]!r} is not supported: send the body as it is")
     check_length(request, max_bytes)
     return b"".join([chunk async for chunk in Request(request.scope, counted(request, max_bytes)).stream()])
+
+
+@asynccontextmanager
+async def in_time(timeout_s: float) -> AsyncIterator[None]:
+    """Bound the time that reading a body may take.
+
+    Raises:
+        UploadTooSlow: it is over.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except TimeoutError:
+        raise UploadTooSlow(
+            f"the request body was not there after {timeout_s:g} s: send smaller or fewer images, or over a faster line"
+        ) from None
 
 
 def check_length(request: Request, max_bytes: int) -> None:

@@ -12,11 +12,11 @@ import numpy as np
 from fastapi import FastAPI, Path, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from service import asking, errors, tensors, views
+from service import asking, errors, openapi, tensors, views
 from service.access import allow, server_of
 from service.release import LoadedRelease
 from service.tensors import IMAGE, JSON_LENGTH_HEADER, PIXELS, PROBABILITIES
-from service.upload import read_body
+from service.upload import in_time, read_body
 
 PLATFORM = "mu2net_onnxruntime"
 EXTENSIONS = ("binary_tensor_data", "classification", "model_repository")
@@ -126,7 +126,7 @@ def _add_models(app: FastAPI) -> None:
         """Tell whether a model answers from a resident release."""
         return ModelReady(name=_metadata(request, model, version).name, ready=True)
 
-    @app.post("/v2/repository/index", responses=errors.responses(401, 422, 429, 503))
+    @app.post("/v2/repository/index", responses=errors.responses(400, 401, 422, 429, 503))
     async def repository_index(request: Request, _: IndexRequest | None = None) -> list[IndexEntry]:
         """List the models of the live release."""
         caller = allow(request, "read")
@@ -152,14 +152,15 @@ def _metadata(request: Request, model: str, version: int | None) -> ModelMetadat
 
 
 def _add_inference(app: FastAPI) -> None:
-    problems = errors.responses(400, 401, 403, 404, 413, 415, 422, 429, 503)
+    problems = errors.responses(400, 401, 403, 404, 408, 413, 415, 422, 429, 503)
+    body = openapi.inference_body()
 
-    @app.post(f"{MODEL}/infer", responses=problems, response_model=InferenceResponse)
+    @app.post(f"{MODEL}/infer", responses=problems, response_model=InferenceResponse, openapi_extra=body)
     async def infer(request: Request, model: str) -> Response:
         """Classify images given as tensors: in JSON, or by the binary-data extension behind it."""
         return await _infer(request, model, None)
 
-    @app.post(f"{VERSION}/infer", responses=problems, response_model=InferenceResponse)
+    @app.post(f"{VERSION}/infer", responses=problems, response_model=InferenceResponse, openapi_extra=body)
     async def version_infer(request: Request, model: str, version: Version) -> Response:
         """Classify with a resident release."""
         return await _infer(request, model, version)
@@ -169,7 +170,8 @@ async def _infer(request: Request, model: str, version: int | None) -> Response:
     caller, release = asking.begin(request, version)
     routes = asking.choose(request, caller, release, [model])
     settings = server_of(request).settings
-    body = await read_body(request, max_bytes=settings.max_request_bytes)
+    async with in_time(settings.upload_timeout_s):
+        body = await read_body(request, max_bytes=settings.max_request_bytes)
     read = partial(tensors.read_inference, max_images=settings.max_request_images)
     inference = await asyncio.to_thread(read, body, request.headers.get(JSON_LENGTH_HEADER))
     (answer,) = await asking.answer(request, inference.images, routes)

@@ -174,6 +174,13 @@ def test_without_keys_only_this_machines_own_programs_write(tmp_path: Path, head
         assert client.get("/v1/tasks", headers=headers).json()["tasks"] == []
 
 
+def test_where_only_private_tasks_are_strangers_find_none(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", TaskPlan("secret", private=True))
+    with served(store.folder, bind_address="0.0.0.0") as (client, _):
+        message = problem(send(client, "/v1/classify?tasks=all"), 404, "unknown-task")
+        assert message == "no route for task 'all'; known tasks: none yet: add one with 'mu2net evolve'"
+
+
 def test_only_a_key_for_releases_manages_them(keyed: tuple[TestClient, Server], store: Store) -> None:
     client, server = keyed
     tasks, releases = make(store, manages=("tasks",)), make(store, manages=("releases",))

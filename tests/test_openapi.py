@@ -1,0 +1,78 @@
+"""The one OpenAPI document: it has everything on the port, and the server keeps to it, as schemathesis finds."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from models.store import Store
+from service.http import create_app
+from tests.listening import listening
+from tests.service_store import TaskPlan, make_store
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+]
+EXAMPLES = 12  # of each operation: some 20 seconds in all
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return make_store(tmp_path_factory.mktemp("openapi") / "store", TaskPlan("first"), TaskPlan("second", seed=2))
+
+
+@pytest.fixture(scope="module")
+def url(store: Store) -> Iterator[str]:
+    with listening(store.folder) as (url, _):
+        yield url
+
+
+def document() -> dict[str, Any]:
+    found: dict[str, Any] = create_app().openapi()
+    return found
+
+
+schema = schemathesis.openapi.from_dict(document())
+
+
+def test_it_has_every_route_and_bentomls_own() -> None:
+    found = document()
+    routes = {getattr(route, "path", "") for route in create_app().routes if getattr(route, "include_in_schema", False)}
+    assert routes <= found["paths"].keys()
+    assert {"/livez", "/readyz", "/metrics", "/v2", "/v1/classify"} <= found["paths"].keys()
+
+
+def test_every_reference_leads_somewhere() -> None:
+    found = document()
+    for name in re.findall(r"'#/components/schemas/([^']+)'", str(found)):
+        assert name in found["components"]["schemas"]
+
+
+# livez and readyz are BentoML's; another release than this server's would be another server
+@schema.exclude(path_regex="^/(livez|readyz)$|/(activate|resume)$").parametrize()
+@settings(
+    max_examples=EXAMPLES, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)  # fmt: skip
+def test_the_server_keeps_to_it(case: Any, url: str) -> None:
+    case.call_and_validate(base_url=url, checks=CHECKS, headers={"host": httpx.URL(url).netloc.decode()})
+
+
+def test_the_examples_work(url: str) -> None:
+    found = document()
+    body = found["paths"]["/v2/models/{model}/infer"]["post"]["requestBody"]["content"]["application/json"]["example"]
+    answer = httpx.post(f"{url}/v2/models/first/infer", json=body)
+    assert answer.json()["outputs"][0]["shape"] == [1, 3]

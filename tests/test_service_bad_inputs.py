@@ -1,0 +1,266 @@
+"""Hostile and broken requests, thousands: none is answered with 500 or more, nobody beside them notices."""
+
+import io
+import socket
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.memory import resident_bytes
+from service.server import Server
+from tests.listening import listening
+from tests.service_store import TaskPlan, make_store
+from tests.test_service_http import PATH, picture, wait_for
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
+PER_FORMAT = 350
+MAX_GROWTH_BYTES = 300 * 2**20  # wide: one image at the limit of pixels takes 3 MB, an uncaught leak of each far more
+
+
+@pytest.fixture(scope="module")
+def served_at(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Server]]:
+    store = make_store(tmp_path_factory.mktemp("bad") / "store", TaskPlan("first"))
+    limits = {"max_image_pixels": 1_000_000, "max_request_bytes": 3_000_000, "upload_timeout_s": 1.0}
+    with listening(store.folder, **limits) as found:
+        yield found
+
+
+@pytest.fixture
+def url(served_at: tuple[str, Server]) -> str:
+    return served_at[0]
+
+
+class Neighbour(threading.Thread):
+    """Asks a healthy question all the while; every answer must be the first one."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self._url = url
+        self._may_end = threading.Event()
+        self.answers: list[str] = []
+
+    def __enter__(self) -> "Neighbour":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._may_end.set()
+        self.join()
+        assert len(self.answers) > 1
+        assert len(set(self.answers)) == 1
+
+    def run(self) -> None:
+        with httpx.Client(base_url=self._url, timeout=30) as client:
+            while not self._may_end.is_set():
+                answer = client.post(f"{PATH}?logits=1", content=picture(), headers={"content-type": "image/png"})
+                self.answers.append(f"{answer.status_code} {answer.text}")
+                self._may_end.wait(0.05)
+
+
+def encoded(kind: str, seed: int) -> bytes:
+    rng = np.random.default_rng(seed)
+    image = Image.fromarray(rng.integers(0, 256, (20, 28, 3), dtype=np.uint8))
+    file = io.BytesIO()
+    options = (
+        {"save_all": True, "append_images": [image.rotate(90)]} if kind in {"GIF", "WEBP", "TIFF"} and seed % 2 else {}
+    )
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def fuzzed(data: bytes, rng: np.random.Generator) -> bytes:
+    """Return a file that is broken in one of the ways that files are."""
+    broken = bytearray(data)
+    way = rng.integers(5)
+    if way == 0:
+        return bytes(broken[: int(rng.integers(1, len(broken)))])
+    if way == 1:  # the header, where sizes and offsets stand
+        for at in rng.integers(0, min(64, len(broken)), rng.integers(1, 6)):
+            broken[at] = rng.integers(256)
+    elif way == 2:
+        for at in rng.integers(0, len(broken), rng.integers(1, 40)):
+            broken[at] ^= 1 << rng.integers(8)
+    elif way == 3:
+        start, length = int(rng.integers(0, len(broken))), int(rng.integers(1, 64))
+        broken[start : start + length] = rng.bytes(length) * 2
+    else:
+        start = int(rng.integers(0, len(broken) - 4))
+        broken[start : start + 4] = b"\xff\xff\xff\xff" if rng.integers(2) else b"\x00\x00\x00\x00"
+    return bytes(broken)
+
+
+def test_fuzzed_images_are_answered_or_refused(url: str) -> None:
+    rng = np.random.default_rng(0)
+    whole = {kind: [encoded(kind, seed) for seed in range(8)] for kind in FORMATS}
+    statuses: dict[int, int] = {}
+    with httpx.Client(base_url=url, timeout=30) as client:
+        before = None
+        with Neighbour(url):
+            for index in range(PER_FORMAT):
+                for kind in FORMATS:
+                    body = fuzzed(whole[kind][index % 8], rng)
+                    status = client.post(PATH, content=body, headers={"content-type": "image/x"}).status_code
+                    statuses[status] = statuses.get(status, 0) + 1
+                if index == PER_FORMAT // 4:  # by now all that is loaded once is loaded
+                    before = resident_bytes()
+    assert statuses.keys() <= {200, 400, 413}, statuses
+    assert statuses[400] > PER_FORMAT
+    after = resident_bytes()
+    if before is not None and after is not None:
+        assert after - before < MAX_GROWTH_BYTES
+
+
+def file_of(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def rotated() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return file_of(Image.new("RGB", (30, 20)), "JPEG", exif=exif)
+
+
+STRANGE = {
+    "one-pixel": (file_of(Image.new("RGB", (1, 1)), "PNG"), 200),
+    "very-wide": (file_of(Image.new("RGB", (900_000, 1)), "PNG"), 200),
+    "very-high": (file_of(Image.new("L", (1, 900_000)), "PNG"), 200),
+    "16-bit": (file_of(Image.fromarray(np.full((20, 20), 40_000, np.uint16)), "PNG"), 200),
+    "float": (file_of(Image.fromarray(np.full((20, 20), np.nan, np.float32)), "TIFF"), 200),
+    "cmyk": (file_of(Image.new("CMYK", (20, 20)), "JPEG"), 200),
+    "palette": (file_of(Image.new("P", (20, 20)), "GIF", transparency=0), 200),
+    "one-bit": (file_of(Image.new("1", (20, 20)), "BMP"), 200),
+    "exif-rotated": (rotated(), 200),
+    "animated": (encoded("GIF", 1), 200),
+    "animated-webp": (encoded("WEBP", 1), 200),
+    "bomb": (file_of(Image.new("L", (20_000, 20_000)), "PNG"), 413),
+    "bomb-gif": (file_of(Image.new("P", (9_000, 9_000)), "GIF"), 413),
+    "not-allowed": (file_of(Image.new("RGB", (20, 20)), "PPM"), 400),
+    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 400),
+    "zip": (b"PK\x03\x04" + bytes(100), 400),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_strange_images(url: str, name: str) -> None:
+    body, status = STRANGE[name]
+    answer = httpx.post(url + PATH, content=body, headers={"content-type": "application/octet-stream"}, timeout=30)
+    assert answer.status_code == status, answer.text
+
+
+def exchange(url: str, *parts: bytes, pause_s: float = 0.0) -> bytes:
+    """Send raw bytes and return all that comes back until the server closes, or is silent for a while."""
+    address = urlsplit(url)
+    with socket.create_connection((str(address.hostname), address.port or 0), timeout=5) as line:
+        received = b""
+        try:
+            for part in parts:
+                line.sendall(part)
+                if pause_s:
+                    threading.Event().wait(pause_s)
+            line.settimeout(3.0)
+            while chunk := line.recv(65536):
+                received += chunk
+        except (TimeoutError, ConnectionError):
+            pass
+        return received
+
+
+def head(path: str = PATH, *lines: str, method: str = "POST") -> bytes:
+    return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: x", "Connection: close", *lines, "", ""]).encode("latin-1")
+
+
+TRICKS = {
+    "dots": head("/../../etc/passwd", method="GET"),
+    "encoded-dots": head("/v1/tasks/%2e%2e%2f%2e%2e%2fetc", method="GET"),
+    "null": head("/v1/tasks/%00", method="GET"),
+    "not-utf8": head("/v1/tasks/%ff%fe", method="GET"),
+    "two-slashes": head("//v1//tasks", method="GET"),
+    "absolute": head("http://evil.example/v1/tasks", method="GET"),
+    "long-path": head("/v1/tasks/" + "a" * 60_000, method="GET"),
+    "long-query": head(PATH + "?top_k=" + "9" * 5000, "Content-Length: 0"),
+    "long-name": head(PATH.replace("first", "f" * 3000), "Content-Length: 0"),
+    "release": head(PATH, "MU2NET-Release: -1", "Content-Length: 0"),
+    "release-text": head(PATH, "MU2NET-Release: \xff\xfe", "Content-Length: 0"),
+    "request-id": head("/v1/tasks", "X-Request-ID: a b\xff<script>", method="GET"),
+    "key": head("/v1/tasks", "Authorization: Bearer \xff\xfe" + "x" * 9000, method="GET"),
+    "method": head(method="BREW"),
+    "trace": head(method="TRACE"),
+    "length-text": head(PATH, "Content-Length: many"),
+    "length-negative": head(PATH, "Content-Length: -5"),
+    "length-huge": head(PATH, "Content-Length: 99999999999999999999"),
+    "length-twice": head(PATH, "Content-Length: 3", "Content-Length: 4") + b"abcd",
+    "length-and-chunks": head(PATH, "Content-Length: 3", "Transfer-Encoding: chunked") + b"0\r\n\r\n",
+    "chunk-broken": head(PATH, "Transfer-Encoding: chunked") + b"zz\r\nabc\r\n",
+    "chunk-huge": head(PATH, "Transfer-Encoding: chunked") + b"ffffffffffffffff\r\nabc\r\n",
+    "gzip": head(PATH, "Content-Encoding: gzip", "Content-Length: 3", "Content-Type: image/png") + b"abc",
+    "type": head(PATH, "Content-Type: " + "image/" * 3000, "Content-Length: 1") + b"x",
+    "boundary": head(PATH, "Content-Type: multipart/form-data; boundary=" + "b" * 9000, "Content-Length: 1") + b"x",
+    "boundary-odd": head(PATH, 'Content-Type: multipart/form-data; boundary="\xff"', "Content-Length: 4") + b"--\xff\r",
+    "form": head(PATH, "Content-Type: application/x-www-form-urlencoded", "Content-Length: 3") + b"a=b",
+    "many-headers": head(PATH, *(f"X-{index}: {index}" for index in range(2000)), "Content-Length: 0"),
+    "v2-length": head("/v2/models/first/infer", "Inference-Header-Content-Length: \xb2", "Content-Length: 2") + b"{}",
+    "v2-deep": head("/v2/models/first/infer", "Content-Length: 100000") + b"[" * 100_000,
+    "not-http": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    "old-http": b"GET /v1/tasks\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", TRICKS)
+def test_tricks_with_paths_and_headers(url: str, name: str) -> None:
+    received = exchange(url, TRICKS[name])
+    assert not received or received.startswith((b"HTTP/1.1 4", b"HTTP/1.1 200")), received[:300]
+    assert b"root:" not in received
+
+
+def test_slow_and_broken_off_uploads_harm_nobody(served_at: tuple[str, Server]) -> None:
+    url, server = served_at
+    start = head(PATH, "Content-Type: image/png", "Content-Length: 3000").replace(b"Connection: close\r\n", b"")
+    with Neighbour(url) as neighbour:
+        for _ in range(50):  # gone in the middle of the body
+            address = urlsplit(url)
+            with socket.create_connection((str(address.hostname), address.port or 0)) as line:
+                line.sendall(start + picture()[:100])
+        received = exchange(url, start, *[b"x"] * 4, pause_s=0.15)
+        assert received.startswith(b"HTTP/1.1 408 "), received[:300]
+        assert b"the request body was not there after 1 s" in received
+        asked = len(neighbour.answers)
+        wait_for(lambda: len(neighbour.answers) > asked)
+    assert server.batcher._images.total() == 0
+
+
+def test_more_requests_than_may_be_are_told_to_come_again(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", TaskPlan("first"))
+    with listening(store.folder, max_requests=2, upload_timeout_s=20) as (url, _):
+        address = urlsplit(url)
+        start = head(PATH, "Content-Type: image/png", "Content-Length: 3000")
+        lines = [socket.create_connection((str(address.hostname), address.port or 0)) for _ in range(2)]
+        for line in lines:
+            line.sendall(start)
+        wait_for(lambda: httpx.get(f"{url}/v1/tasks").status_code == 429)
+        refused = httpx.get(f"{url}/v1/tasks")
+        assert refused.json()["detail"].startswith("2 requests are under way, as many as may be; try again")
+        assert refused.headers["retry-after"] == "1"
+        for line in lines:
+            line.close()
+        wait_for(lambda: httpx.get(f"{url}/v1/tasks").status_code == 200)
+
+
+def test_a_bomb_of_many_pixels_as_a_tensor_is_refused(url: str) -> None:
+    body = {"inputs": [{"name": "pixels", "datatype": "UINT8", "shape": [1, 10**9, 10**9, 3], "data": [1]}]}
+    assert httpx.post(f"{url}/v2/models/first/infer", json=body).status_code == 422
+
+
+def test_pillow_warns_of_no_bomb_that_we_let_through() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert Image.MAX_IMAGE_PIXELS is not None
+        assert Image.MAX_IMAGE_PIXELS > 50_000_000  # MU2NET_MAX_IMAGE_PIXELS: ours is the lower limit
