@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -221,6 +222,19 @@ def test_a_task_is_submitted_and_waited_for(
         found = client.wait(given, progress=progress)
     assert (found.state, found.release, found.best_quality) == ("done", 3, 0.9)
     assert ("birds" in capsys.readouterr().out) == progress
+
+
+def test_a_real_server_takes_a_task_and_lets_it_go(tmp_path: Path, toy_folder: Path) -> None:
+    store = make_store(tmp_path / "store", TaskPlan("first"))
+    data = shutil.make_archive(str(tmp_path / "birds"), "zip", toy_folder)
+    with listening(store.folder) as (url, _), Client(url) as client:
+        given = client.submit("birds", data, budget="5m")
+        assert (given.task, given.kind, given.state) == ("birds", "add", "queued")
+        with pytest.raises(RequestRefused, match="first"):
+            client.submit("first", data)
+        assert client.cancel(given).state == "cancelled"
+        with pytest.raises(JobFailed, match=f"job {given.id} for task 'birds' cancelled"):
+            client.wait(given, progress=False)
 
 
 def test_async_submits_and_waits_too(tmp_path: Path) -> None:
