@@ -25,7 +25,8 @@ def listening(store: Path, **settings: Any) -> Iterator[tuple[str, Server]]:
     server = build_server(Settings(store=str(store), **(own | settings)), Metrics(CollectorRegistry()))
     app = create_app()
     app.state.server = server
-    with socket.socket() as listener:
+    # the protocol is named, since asyncio sends small answers at once (TCP_NODELAY) only where it is
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         web = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=5))
         thread = threading.Thread(target=lambda: asyncio.run(_serve(web, server, listener)))
