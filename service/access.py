@@ -63,10 +63,8 @@ class Caller:
         Raises:
             UnknownTask: there is none that the caller may know of; the message lists those there are.
         """
-        visible = self.visible(release)
-        if task not in visible:
-            raise UnknownTask(unknown_task(task, visible))
-        return visible[TaskName(task)]
+        (loaded,) = self._visible_routes(release, [task])
+        return loaded
 
     def routes(self, release: LoadedRelease, tasks: Sequence[str]) -> list[LoadedRoute]:
         """Return the routes of `tasks`, or of all that the caller may classify with if `all` is among them.
@@ -75,15 +73,21 @@ class Caller:
             UnknownTask: some do not exist, or the caller may not know of them.
             KeyLacksScope: the key's tasks are others.
         """
-        visible = self.visible(release)
-        if ALL_TASKS in tasks and visible:
+        if ALL_TASKS in tasks and (visible := self.visible(release)):
             return [loaded for loaded in visible.values() if self.may_classify(loaded)] or self._refuse(tasks)
-        unknown = [task for task in tasks if task not in visible]
-        if unknown:
-            raise UnknownTask(unknown_task(", ".join(unknown), visible))
-        found = [visible[TaskName(task)] for task in tasks]
+        found = self._visible_routes(release, tasks)
         refused = [loaded.task for loaded in found if not self.may_classify(loaded)]
         return self._refuse(refused) if refused else found
+
+    def _visible_routes(self, release: LoadedRelease, tasks: Sequence[str]) -> list[LoadedRoute]:
+        """Look up each task alone: a release may have hundreds, and every request comes here."""
+        found = [release.routes.get(TaskName(task)) for task in tasks]
+        visible = [loaded for loaded in found if loaded and self.sees(loaded.task, is_private=loaded.route.private)]
+        if len(visible) < len(found):
+            known = {loaded.task for loaded in visible}
+            unknown = [task for task in tasks if task not in known]
+            raise UnknownTask(unknown_task(", ".join(unknown), self.visible(release)))
+        return visible
 
     def _refuse(self, tasks: Sequence[str]) -> NoReturn:
         assert self.key is not None, "without a key, what is seen may be asked"

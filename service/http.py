@@ -1,6 +1,6 @@
 """The HTTP interface (DESIGN section 8) as a FastAPI application; `service/api.py` mounts it into BentoML."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response, params
@@ -11,10 +11,11 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from models.errors import InvalidInput
 from models.store import Current
 from service import asking, console, errors, openapi, v2, views
-from service.access import allow, server_of
+from service.access import Caller, allow, server_of
 from service.job_routes import add_jobs
 from service.keys import ALL_TASKS
 from service.observe import Observed
+from service.release import LoadedRelease
 from service.schemas import Classification, ManyClassifications, Pointer, ReleaseDiff, ReleaseList, TaskDetail, TaskList
 from service.server import Server
 from service.settings import metrics_folder
@@ -109,7 +110,7 @@ def _add_classify(app: FastAPI) -> None:
         """Classify one or several images with several tasks; what the tasks share runs once."""
         caller, release = asking.begin(request, pinned)
         upload = await _upload(request)
-        names = _names([*(tasks or ()), *upload.tasks], caller.visible(release))
+        names = _names([*(tasks or ()), *upload.tasks], caller, release)
         answers = await asking.answer(request, upload.images, asking.choose(request, caller, release, names))
         return ManyClassifications(
             release=release.number,
@@ -123,17 +124,17 @@ async def _upload(request: Request) -> Upload:
         return await read_upload(request, max_bytes=limits.max_request_bytes, max_images=limits.max_request_images)
 
 
-def _names(texts: Sequence[str], known: Iterable[str]) -> list[str]:
+def _names(texts: Sequence[str], caller: Caller, release: LoadedRelease) -> list[str]:
     """Return the names that comma-separated texts hold, each once, in their order.
 
     Raises:
-        InvalidInput: there is none; the message has the `known` ones.
+        InvalidInput: there is none; the message has those that the caller may know of.
     """
     names = list(dict.fromkeys(name.strip() for text in texts for name in text.split(",") if name.strip()))
     if not names:
         raise InvalidInput(
             f"no task is named: add ?tasks=a,b or a multipart field {TASKS_FIELD!r}, or the name {ALL_TASKS!r} for "
-            f"every task; known tasks: {', '.join(known)}"
+            f"every task; known tasks: {', '.join(caller.visible(release))}"
         )
     return names
 
