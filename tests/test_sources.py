@@ -7,7 +7,7 @@ import datasets
 import pytest
 
 from evolve.source import Columns, as_image_folder
-from evolve.suites import SUITES, locate, suite
+from evolve.suites import SUITES, VTAB_SPLITS, locate, suite
 from evolve.task import Task, load_task
 from models.errors import InvalidConfig, InvalidData
 from models.names import TaskName, parse_task_name
@@ -137,6 +137,10 @@ def test_the_paper_solves_its_tasks_jointly() -> None:
     assert len({task.name for name in ("characters", "decathlon", "imagenet-cifar") for task in suite(name)}) == 21
     assert len(suite("vtab-full")) == 23
     assert len(suite("vtab-1k")) == 25
+    splits = {task.source: task.splits for task in suite("vtab-full")}
+    assert set(VTAB_SPLITS) <= {source.split("/")[0] for source in splits}
+    assert splits["smallnorb/label_azimuth"] == "train as published; the test part halved, to select on and as test"
+    assert splits["dtd"] == "train, validation and test as published"
 
 
 def test_a_suite_takes_local_copies_in_any_form(folder: Path, tmp_path: Path) -> None:
@@ -156,8 +160,9 @@ def test_what_a_suite_lacks_is_listed_before_anything_starts(tmp_path: Path) -> 
     with pytest.raises(InvalidData) as caught:
         locate(suite("characters"), tmp_path)
     assert str(caught.value).startswith("7 tasks need a local copy")  # mnist is on the hub
-    assert f"{tmp_path / 'cmaterdb_bangla'}: cmaterdb/bangla, 10 classes; train and test as published" in str(
-        caught.value
+    assert (
+        f"{tmp_path / 'cmaterdb_bangla'}: cmaterdb/bangla, 10 classes; train and test as published; 20% of train"
+        in str(caught.value)
     )
 
 
