@@ -13,6 +13,7 @@ from string import Template
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from evolve.journal import CandidateRecord, Journal, iterations
 from models.commands import accuracy_text, in_millions
@@ -34,14 +35,20 @@ KIND_COLOURS: Mapping[ComponentKind, str] = {
 PAGE = Template(
     """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>$title</title>
+<meta name="color-scheme" content="light dark">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.6rem; margin-bottom: 0 } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #eee; text-align: right }
-th:first-child, td:first-child { text-align: left } th { background: #f6f6f6 }
-figure { margin: 1rem 0; overflow-x: auto } svg { max-width: 100%; height: auto } p.note { color: #666 }
+h1 { font-size: 1.6rem; margin-bottom: 0 } h2 { margin-top: 2.5rem; border-bottom: 1px solid #8884 }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; white-space: nowrap }
+th, td { padding: .25rem .45rem; border-bottom: 1px solid #8883; text-align: right }
+th:first-child, td:first-child { text-align: left } th { background: #8882 }
+figure { margin: 1rem 0; overflow-x: auto } p.note { opacity: .75 }
+svg { width: 100%; min-width: 44rem; max-width: 60rem; height: auto }  /* narrower than that, no label can be read */
+@media (prefers-color-scheme: dark) {
+  html { background: #16181c } body { color: #ddd }
+  svg { filter: invert(.91) hue-rotate(180deg) }  /* dark plots whose colours keep their hues */
+}
 </style></head><body>
 <h1>$title</h1>
 $body
@@ -112,7 +119,7 @@ def _body(story: StoreStory) -> str:
             _svg(draw_family, story, "Tree of routes, from the root to the right"),
             "<h2>Who shares what</h2>",
             '<p class="note">A row is a task, a column a place in the network. Full colour: trained by this task '
-            "alone. Pale with a number: shared by so many tasks. White with an R: the root's own.</p>",
+            "alone. Pale with a number: shared by so many tasks. Empty with an R: the root's own.</p>",
             _svg(draw_sharing, story, "Components of each task, and by how many tasks they are shared"),
         ]
     )
@@ -121,8 +128,9 @@ def _body(story: StoreStory) -> str:
 def _leaderboard(story: StoreStory) -> str:
     header = ("task", "classes", "val", "expected", "test", "score", "pixels", "blocks", "added", "accounted", "FLOPs")
     rows = []
-    for task, route in sorted(story.routes.items(), key=lambda pair: -_shown_accuracy(pair[1])):
-        quality, cost = route.quality, story.figures[task]
+    for task in _ranked(story):
+        route, cost = story.routes[task], story.figures[task]
+        quality = route.quality
         assert quality is not None, "a task's route has a quality"
         rows.append(
             (
@@ -143,7 +151,7 @@ def _leaderboard(story: StoreStory) -> str:
         '<p class="note">Added: parameters of components that only this task uses. Accounted: each component over the '
         "number of tasks using it. FLOPs: of one image, over the root's.</p>"
     )
-    return f"<table>{_row(header, 'th')}{''.join(_row(row, 'td') for row in rows)}</table>{note}"
+    return f"<figure><table>{_row(header, 'th')}{''.join(_row(row, 'td') for row in rows)}</table></figure>{note}"
 
 
 def _row(cells: Sequence[str], tag: str) -> str:
@@ -154,7 +162,7 @@ def _svg(draw: Callable[[StoreStory], Figure], story: StoreStory, description: s
     """Return a figure as SVG within a page: without a date, so that the same store gives the same report."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": draw.__name__, "svg.fonttype": "none"}):
-        draw(story).savefig(buffer, format="svg", metadata={"Date": None})
+        draw(story).savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     text = buffer.getvalue()
     opening = f'<svg role="img" aria-label="{html.escape(description, quote=True)}" '
     return f"<figure>{text[text.index('<svg') :].replace('<svg ', opening, 1)}</figure>"
@@ -167,19 +175,29 @@ def _shown_accuracy(route: Route) -> float:
     return quality.validation_accuracy if quality.test_accuracy is None else quality.test_accuracy
 
 
+def _ranked(story: StoreStory) -> list[TaskName]:
+    return sorted(story.routes, key=lambda task: -_shown_accuracy(story.routes[task]))
+
+
 # plots
 
 
+def _fitting(task: TaskName, characters: int) -> str:
+    """Return a task's name, without its middle where it is too long for its place."""
+    half = characters // 2
+    return task if len(task) <= characters else f"{task[: half - 1]}…{task[-half:]}"
+
+
 def draw_costs(story: StoreStory) -> Figure:
-    """Three bars a task: accuracy, accounted parameters and FLOPs over the root's."""
-    tasks = list(story.routes)
+    """Three bars a task, in the leaderboard's order: accuracy, accounted parameters and FLOPs over the root's."""
+    tasks = _ranked(story)
     figure = Figure(figsize=(10, 1.6 + 0.32 * len(tasks)), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)
     columns = (
-        ("test accuracy (validation where hollow)", [_shown_accuracy(story.routes[task]) for task in tasks]),
-        ("accounted parameters, millions", [story.figures[task].accounted_parameters / 1e6 for task in tasks]),
+        ("test accuracy\n(hollow: validation)", [_shown_accuracy(story.routes[task]) for task in tasks]),
+        ("accounted parameters,\nmillions", [story.figures[task].accounted_parameters / 1e6 for task in tasks]),
         (
-            "FLOPs of an image / the root's",
+            "FLOPs of an image\n/ the root's",
             [story.figures[task].flops / story.figures[task].root_flops for task in tasks],
         ),
     )
@@ -192,7 +210,7 @@ def draw_costs(story: StoreStory) -> Figure:
     for bar, task in zip(axes[0].patches, tasks, strict=True):
         quality = story.routes[task].quality
         bar.set_fill(quality is not None and quality.test_accuracy is not None)
-    axes[0].set_yticks(range(len(tasks)), tasks)
+    axes[0].set_yticks(range(len(tasks)), [_fitting(task, 32) for task in tasks])
     axes[0].invert_yaxis()
     return figure
 
@@ -205,7 +223,7 @@ def draw_progress(story: StoreStory) -> Figure:
     grid = figure.subplots(rows, columns, squeeze=False)
     for axis, (task, records) in zip(grid.flat, story.records.items(), strict=False):
         _draw_candidates(axis, records)
-        axis.set_title(task, fontsize=9)
+        axis.set_title(_fitting(task, 28), fontsize=9)
     for axis in grid.flat[len(story.records) :]:
         axis.set_visible(False)
     figure.supxlabel("candidates sampled", fontsize=9)
@@ -217,8 +235,9 @@ def _draw_candidates(axis: Axes, records: Sequence[CandidateRecord]) -> None:
     scores = [record.score for record in records]
     best = [max(scores[: at + 1]) for at in range(len(scores))]
     numbers = range(1, len(scores) + 1)
-    axis.scatter(numbers, scores, s=9, color="#9ecae1")
+    axis.scatter(numbers, scores, s=9, color="#6baed6")
     axis.step(numbers, best, where="post", color="#08519c", linewidth=1.3)
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axis.tick_params(labelsize=7)
     axis.spines[["top", "right"]].set_visible(False)
 
@@ -312,7 +331,7 @@ def draw_sharing(story: StoreStory) -> Figure:
             text = "R" if is_root else str(count) if count > 1 else ""
             axis.text(x, row, text, ha="center", va="center", fontsize=7, color="#999999" if is_root else "black")
     axis.set_xticks(range(len(columns)), columns, rotation=90, fontsize=8)
-    axis.set_yticks(range(len(story.routes)), list(story.routes), fontsize=8)
+    axis.set_yticks(range(len(story.routes)), [_fitting(task, 32) for task in story.routes], fontsize=8)
     axis.set_xlim(-0.6, len(columns) - 0.4)
     axis.invert_yaxis()
     axis.xaxis.tick_top()

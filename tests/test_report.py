@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import sync_playwright
 
 from evolve.loop import evolve_task
 from evolve.publish import create_store
@@ -13,6 +14,7 @@ from models.names import RouteId, TaskName
 from models.root import load_root
 from models.store import Store
 from tests.conftest import TINY_CONFIG, TINY_ROOT, load_toy_task
+from tests.test_console import CHROMIUM, FLAGS
 
 
 def test_a_report_is_one_file_with_all_tasks_and_plots(opened_store: Store, toy_folder: Path, tmp_path: Path) -> None:
@@ -31,6 +33,16 @@ def test_a_store_without_tasks_has_a_report(tmp_path: Path) -> None:
     store = create_store(tmp_path / "store", load_root(TINY_ROOT))
     write_report(store, tmp_path / "report.html")
     assert "There is no task yet" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+def test_a_phone_scrolls_plots_and_table_not_the_page(opened_store: Store, tmp_path: Path) -> None:
+    write_report(opened_store, tmp_path / "report.html")
+    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS) as browser:
+        page = browser.new_page(viewport={"width": 400, "height": 800})
+        page.goto((tmp_path / "report.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") == 400
+        assert page.evaluate("Math.min(...[...document.querySelectorAll('svg')].map(plot => plot.clientWidth))") > 600
 
 
 def test_the_map_shows_every_component_in_order(opened_store: Store) -> None:
