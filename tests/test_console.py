@@ -11,6 +11,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from models.names import TaskName
 from models.store import Store
+from service.keys import add_key, new_key
 from tests.service_store import TaskPlan, make_store, store_route
 from tests.test_serve_process import picture, running, wait_until
 
@@ -44,6 +45,7 @@ def client(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[h
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    expect.set_options(timeout=20_000)  # of a busy machine
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
@@ -143,11 +145,11 @@ def test_releases_are_compared_and_rolled_back(page: Page, client: httpx.Client)
     assert client.get("/v1/releases").json()["active"] == 3
     page.get_by_role("button", name="Roll back to release 2").click()
     page.get_by_role("button", name="Yes").click()
-    expect(page.locator("#state")).to_have_text("Release 2, 2 tasks", timeout=20_000)
+    expect(page.locator("#state")).to_have_text("Release 2, 2 tasks")
     expect(page.locator("#release-state")).to_contain_text("It is held by a person")
     page.get_by_role("button", name="Roll back to release 3").click()
     page.get_by_role("button", name="Yes").click()
-    expect(page.locator("#state")).to_have_text("Release 3, 3 tasks", timeout=20_000)
+    expect(page.locator("#state")).to_have_text("Release 3, 3 tasks")
 
 
 def test_a_key_goes_with_each_request_and_stays_in_the_tab(page: Page) -> None:
@@ -169,3 +171,21 @@ def test_it_fits_a_phone_in_dark_and_light(browser: Browser, client: httpx.Clien
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
+
+
+def test_a_server_with_keys_is_used_with_one(browser: Browser, client: httpx.Client, store: Store) -> None:
+    key, token = new_key("console", classify=("all",), manages=("releases",), rate=None)
+    add_key(store.files, key)
+    try:
+        with browser.new_context() as context:
+            page = context.new_page()
+            page.goto(str(client.base_url))
+            expect(page.get_by_role("alert")).to_contain_text("key")
+            page.get_by_label("API key").fill(token)
+            page.get_by_role("button", name="Use").click()
+            expect(page.locator("#task-table tbody tr")).to_have_count(3)
+            expect(page.get_by_role("alert")).to_be_hidden()
+            choose_image(page)
+            expect(page.locator(".answer")).to_have_count(3)
+    finally:
+        (store.folder / "keys.json").unlink()
