@@ -9,9 +9,11 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from models.jobs import JobProgress, JobQueue, queue_url
 from models.names import TaskName
 from models.store import Store
 from service.keys import add_key, new_key
+from tests.drawn import draw_folder, zipped
 from tests.service_store import TaskPlan, make_store, store_route
 from tests.test_serve_process import picture, running, wait_until
 
@@ -150,6 +152,30 @@ def test_releases_are_compared_and_rolled_back(page: Page, client: httpx.Client)
     page.get_by_role("button", name="Roll back to release 3").click()
     page.get_by_role("button", name="Yes").click()
     expect(page.locator("#state")).to_have_text("Release 3, 3 tasks")
+
+
+def test_a_task_is_sent_and_its_job_followed(page: Page, store: Store, tmp_path: Path) -> None:
+    images = zipped(draw_folder(tmp_path / "pets", {"cat": 6, "dog": 6}))
+    page.get_by_label("Name", exact=True).fill("pets")
+    page.get_by_label("Budget").fill("90s")
+    page.set_input_files("[name=data]", images)
+    page.get_by_role("button", name="Add the task").click()
+    job = page.locator("#job-list li").first
+    expect(job).to_contain_text("petsqueued")
+
+    queue = JobQueue(queue_url(store, None))
+    claim = queue.claim()  # as a worker would
+    assert claim is not None
+    queue.tell(claim, JobProgress("training", generation=2, generations=4, candidates=8, best_quality=0.875))
+    expect(job).to_contain_text("training · generation 2 of 4 · 8 candidates · best 87.5 %")
+    expect(job.get_by_role("img", name="50 % done")).to_be_visible()
+    queue.end(claim, "failed", "no luck")
+    expect(job).to_contain_text("no luck")
+
+    page.get_by_label("Name", exact=True).fill("pets")
+    page.set_input_files("[name=data]", {"name": "x.zip", "mimeType": "application/zip", "buffer": b"no zip"})
+    page.get_by_role("button", name="Add the task").click()
+    expect(page.locator("#job-state")).to_contain_text("x.zip")
 
 
 def test_a_key_goes_with_each_request_and_stays_in_the_tab(page: Page) -> None:
