@@ -111,11 +111,10 @@ class LocalFiles:
         return self.path(name).read_bytes()
 
     def infos(self, folder: str) -> list[FileInfo]:
-        found = []
+        found: list[FileInfo] = []
         for entry in self._entries(folder):
             if entry.is_file() and not entry.name.startswith(TEMPORARY_PREFIX):
-                status = entry.stat()
-                found.append(FileInfo(f"{folder}/{entry.name}", status.st_size, status.st_mtime))
+                found += _info(folder, entry)
         return sorted(found, key=lambda info: info.name)
 
     def folders(self, folder: str) -> list[str]:
@@ -123,11 +122,8 @@ class LocalFiles:
 
     def leftovers(self, folder: str) -> list[FileInfo]:
         """Return what killed writers left in `folder`, and what writers at work are about to name."""
-        return [
-            FileInfo(f"{folder}/{entry.name}", entry.stat().st_size, entry.stat().st_mtime)
-            for entry in self._entries(folder)
-            if entry.name.startswith(TEMPORARY_PREFIX)
-        ]
+        entries = [entry for entry in self._entries(folder) if entry.name.startswith(TEMPORARY_PREFIX)]
+        return [info for entry in entries for info in _info(folder, entry)]
 
     def _entries(self, folder: str) -> list["os.DirEntry[str]"]:
         return list(os.scandir(self.path(folder))) if self.path(folder).is_dir() else []
@@ -192,6 +188,15 @@ def _private(path: str, flags: int) -> int:
 def _beside(target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     return target.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
+
+
+def _info(folder: str, entry: "os.DirEntry[str]") -> list[FileInfo]:
+    """Return what is known of a file, nothing if it has been deleted or renamed since it was listed."""
+    try:
+        status = entry.stat()
+    except FileNotFoundError:
+        return []
+    return [FileInfo(f"{folder}/{entry.name}", status.st_size, status.st_mtime)]
 
 
 def _write_beside(target: Path, data: bytes) -> Path:

@@ -29,7 +29,7 @@ class Turns:
     def operate(self, writer: int) -> None:
         """Wait for a turn and take it."""
         with self._changed:
-            assert self._changed.wait_for(lambda: self._is_turn(writer), timeout=10)
+            assert self._changed.wait_for(lambda: self._is_turn(writer), timeout=60)
             self._schedule[0] = (writer, self._schedule[0][1] - 1)
             self.operations[writer] += 1
             self._changed.notify_all()
