@@ -1,10 +1,12 @@
 """What a user would do instead of evolving, in the same harness: tuned baselines of the same root.
 
 Fine-tune everything, freeze the bottom k blocks, adapters of width d everywhere, train norm and head alone
-(the families of the paper's notebook). Each is a candidate whose trainable parts are fixed, trained by the
-plain path. All that a family trains counts: finding its learning rate and image size as well.
+(the families of the paper's notebook). Each is a candidate whose trainable parts are fixed, trained as
+evolution trains its own. All that a family trains counts: finding its learning rate and image size as well.
 """
 
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,8 +18,9 @@ from evolve.hparams import DataHParams, OptimiserHParams
 from evolve.mutation import Nursery, new_adapter, resized
 from evolve.network import build_network
 from evolve.pool import WeightPool
+from evolve.run import Executor
 from evolve.task import Task
-from evolve.train import Trained, TrainPlan, accuracy, train_candidate
+from evolve.train import Trained, TrainPlan, accuracy
 from models.errors import InvalidConfig
 from models.store import Store
 
@@ -25,6 +28,7 @@ DEFAULT_FAMILIES = ("finetune", "freeze:6", "adapters:32", "probe")
 LEARNING_RATES = (0.005, 0.02, 0.05)  # .02 was good for all trained, .05 is for few weights; see `Harness.run`
 TUNING_SHARE = 0.5  # of a family's images, spent evenly on the grid of learning rates and image sizes
 VALIDATIONS = 4
+ACTIVATION_BYTES = 4 * 2**30  # on disk, while a family trains
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,24 +86,29 @@ def parse_family(text: str, depth: int) -> Family:
 
 
 class Harness:
-    """Trains baselines of a store's root on one task; weights go to a folder of their own and are not published."""
+    """Trains baselines of a store's root on one task; nothing of them is published or kept."""
 
     def __init__(
-        self, store: Store, task: Task, *, image_sizes: tuple[int, ...], images: int, seed: int = 0, threads: int = 2
+        self,
+        store: Store,
+        task: Task,
+        *,
+        image_sizes: tuple[int, ...],
+        images: int,
+        execute: Executor,
+        seed: int = 0,
+        threads: int = 1,
     ) -> None:
         if images < 1:
             raise InvalidConfig(f"{task.name!r} has no route that says how many images to train on: give --images")
+        self._store = store
         self._task = task
         self._images = images
         self._sizes = image_sizes
+        self._execute = execute
         self._threads = threads
         self._seed = seed
         self._route = store.root()
-        self._pool = WeightPool(store, store.folder / "work" / f"{task.name}-baselines")
-        root = seed_candidate("root", self._route, self._route.component_ids, OptimiserHParams())
-        ancestry = Ancestry(lambda _: None, lambda name, route: root)
-        ancestry.add(root)
-        self._nursery = Nursery(root, self._route.network, task.labels, self._pool, ancestry, 0, self._route.depth)
 
     def run(self, family: Family) -> BaselineResult:
         """Tune and train a family.
@@ -107,30 +116,46 @@ class Harness:
         Half of its images are spent evenly on all learning rates and image sizes, the other half on the best
         setting, from the start; the best of all runs by validation accuracy is the result.
         """
-        grid = [(rate, size) for size in self._sizes for rate in LEARNING_RATES]
-        runs = [self._train(family, rate, size, self._images * TUNING_SHARE / len(grid)) for rate, size in grid]
-        rate, size = grid[int(np.argmax([run.quality for run in runs]))]
-        runs.append(self._train(family, rate, size, self._images - sum(run.images for run in runs)))
+        folder = self._store.folder / "work" / f"{self._task.name}-baselines" / family.name.replace(":", "-")
+        pool = WeightPool(self._store, folder)
+        images = self._images * TUNING_SHARE / (len(self._sizes) * len(LEARNING_RATES))
+        runs = [run for size in self._sizes for run in self._trained(family, pool, LEARNING_RATES, size, images)]
+        found = max(runs, key=lambda run: run.quality).candidate
+        left = self._images - sum(run.images for run in runs)
+        runs += self._trained(family, pool, [found.hparams.learning_rate], found.data.image_size, left)
         best = max(reversed(runs), key=lambda run: run.quality)
-        return self._result(family, best, runs)
+        result = self._result(family, pool, best, runs)
+        shutil.rmtree(folder)
+        return result
 
-    def _train(self, family: Family, rate: float, image_size: int, images: float) -> Trained:
-        candidate = self._candidate(family, rate, image_size)
-        return train_candidate(candidate, self._task, self._pool, self._plan(int(images)))
+    def _trained(
+        self, family: Family, pool: WeightPool, rates: Sequence[float], image_size: int, images: float
+    ) -> list[Trained]:
+        """Train a family with some learning rates, as a generation of candidates is trained."""
+        candidates = [self._candidate(family, pool, rate, image_size) for rate in rates]
+        return list(self._execute(candidates, self._task, pool, self._plan(int(images))))
 
-    def _candidate(self, family: Family, rate: float, image_size: int) -> Candidate:
-        root = resized(self._nursery.root, DataHParams(image_size), self._nursery)
+    def _nursery(self, pool: WeightPool) -> Nursery:
+        root = seed_candidate("root", self._route, self._route.component_ids, OptimiserHParams())
+        ancestry = Ancestry(lambda _: None, lambda name, route: root)
+        ancestry.add(root)
+        return Nursery(root, self._route.network, self._task.labels, pool, ancestry, 0, self._route.depth)
+
+    def _candidate(self, family: Family, pool: WeightPool, rate: float, image_size: int) -> Candidate:
+        nursery = self._nursery(pool)
+        root = resized(nursery.root, DataHParams(image_size), nursery)
         patch_embed, pos_embed, *blocks, norm = (part for part in root.parts if part.component.kind != "head")
         rng = np.random.default_rng(self._seed)
         parts = [replace(part, is_own=family.trains_embedding) for part in (patch_embed, pos_embed)]
         for at, block in enumerate(blocks):
             if family.adapter_dim is not None:
                 weights = new_adapter(self._route.network.embed_dim, family.adapter_dim, rng)
-                parts.append(self._nursery.new_part("adapter", weights))
+                parts.append(nursery.new_part("adapter", weights))
             parts.append(Part(block.component, is_own=at >= family.frozen_blocks))
-        parts += [Part(norm.component, is_own=True), self._nursery.new_head()]
+        parts += [Part(norm.component, is_own=True), nursery.new_head()]
         hparams = OptimiserHParams(learning_rate=rate)
-        return Candidate(family.name, "root", tuple(parts), self._task.labels, hparams, root.data)
+        name = f"{family.name} {rate:g} {image_size}"
+        return Candidate(name, "root", tuple(parts), self._task.labels, hparams, root.data)
 
     def _plan(self, images: int) -> TrainPlan:
         batch_size = min(64, len(self._task.train))
@@ -143,14 +168,14 @@ class Harness:
             preprocessing=self._route.preprocessing,
             device="cuda" if torch.cuda.is_available() else "cpu",
             threads=self._threads,
-            activation_bytes=0,
+            activation_bytes=ACTIVATION_BYTES,
             activation_dtype="float32",
             halving=False,
         )
 
-    def _result(self, family: Family, best: Trained, runs: list[Trained]) -> BaselineResult:
+    def _result(self, family: Family, pool: WeightPool, best: Trained, runs: list[Trained]) -> BaselineResult:
         candidate = best.candidate
-        network, _ = build_network(candidate.parts, self._pool, self._route.network)
+        network, _ = build_network(candidate.parts, pool, self._route.network)
         plan = self._plan(1)
         size = candidate.data.image_size
         test = self._task.test

@@ -24,6 +24,7 @@ class EvolveConfig:
     minutes: float | None = None  # instead of a number of generations: go on while one more seems to fit
     epochs: float = 4.0  # training of one candidate, in passes over the training images
     max_images: int = 20_000  # training of one candidate, in images, however long an epoch is
+    growth: float = 1.0  # each generation's candidates train this many times as long as those of the one before
     batch_size: int = 64
     validations: int = 4  # times a candidate is validated within its training; its best weights are kept
     image_size: int | None = None  # pixels, where the search starts; None: the root's own
@@ -34,6 +35,7 @@ class EvolveConfig:
     inserts_adapters: bool = True
     mutation: str = "rate"  # "rate": one probability µ for all actions; "learned": each action learns its own
     mutation_rate: float = 0.20  # µ, or where each action's probability starts
+    clone_rate: float | None = None  # of cloning each component, where that is not to be µ; only with "rate"
     learning_rate: float = 0.01  # this and the following: where the search starts
     warmup_ratio: float = 0.1
     adapter_dim: int = 32
@@ -61,10 +63,13 @@ class EvolveConfig:
         self._require("activation_mib", self.activation_mib >= 0, "a whole number from 0 (0 = keep none)")
         self._require("minutes", self.minutes is None or self.minutes > 0, "a number above 0")
         self._require("epochs", self.epochs > 0, "a number above 0")
+        self._require("growth", self.growth >= 1, "a number from 1 (1 = all train equally long)")
         for name in ("size_penalty", "compute_penalty"):
             self._require(name, 0 < getattr(self, name) <= 1, "a number above 0 and up to 1 (1 = off)")
         self._require("selection_margin", self.selection_margin >= 0, "a number from 0")
         self._require("mutation", self.mutation in MUTATIONS, " or ".join(MUTATIONS))
+        is_rate = self.clone_rate is None or (0 <= self.clone_rate <= 1 and self.mutation == "rate")
+        self._require("clone_rate", is_rate, 'a number from 0 to 1, with mutation = "rate"')
         self._require("min_depth", self.min_depth >= 0, "a whole number from 0")
         longest = float("inf") if self.max_depth is None else self.max_depth
         self._require("max_depth", longest >= self.min_depth, f"a whole number from min_depth = {self.min_depth}")

@@ -95,11 +95,14 @@ def baselines(
         list[str] | None, typer.Option("--family", help="finetune, freeze:K, adapters:D, probe; repeatable.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of splits and batches.")] = 0,
-    threads: Annotated[int, typer.Option(help="Of training.")] = 2,
+    threads: Annotated[int, typer.Option(help="Of each run in training.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Train what a user would do instead: tuned baselines of the same root, with the images the evolution had."""
+    import torch
+
     from evolve.baselines import DEFAULT_FAMILIES, Harness, parse_family
+    from evolve.local_executor import LocalExecutor, default_workers
     from evolve.source import as_image_folder
     from evolve.task import load_task
 
@@ -110,9 +113,12 @@ def baselines(
     loaded = load_task(name, as_image_folder(data, cache), seed=seed, cache_folder=cache / "pixels")
     sizes = image_sizes or [route.image_size if route else opened.root().image_size]
     budget = images if images is not None else route.lineage.trained_images if route else 0
-    harness = Harness(opened, loaded, image_sizes=tuple(sizes), images=budget, seed=seed, threads=threads)
     chosen = [parse_family(text, opened.root().depth) for text in families or DEFAULT_FAMILIES]
-    with Console(stderr=True).status("training") as status:
+    workers = default_workers(threads=threads, device="cuda" if torch.cuda.is_available() else "cpu")
+    with LocalExecutor(workers) as execute, Console(stderr=True).status("training") as status:
+        harness = Harness(
+            opened, loaded, image_sizes=tuple(sizes), images=budget, execute=execute, seed=seed, threads=threads
+        )
         results = []
         for family in chosen:
             status.update(f"training {family.name}")

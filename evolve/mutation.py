@@ -9,7 +9,7 @@ from evolve.ancestry import Ancestry
 from evolve.candidate import Candidate, Part
 from evolve.hparams import DataHParams, mutated
 from evolve.pool import WeightPool
-from evolve.rates import Draws, MutationRates
+from evolve.rates import CLONE, Draws, MutationRates
 from models.component import ComponentKind, ComponentRecord
 from models.network import NetworkShape
 from models.root import resized_pos_embed
@@ -33,11 +33,12 @@ class Nursery:
     max_depth: int
     inserts_adapters: bool = True
     learns_rates: bool = False
+    clone_rate: float | None = None
 
     def draws(self, parent: Candidate, rng: np.random.Generator) -> Draws:
         """Return what decides about the mutations of a child of `parent`."""
         own = parent.rates if self.learns_rates else {}
-        return Draws(MutationRates(parent.hparams.mutation_rate, own, self.learns_rates), rng)
+        return Draws(MutationRates(parent.hparams.mutation_rate, own, self.learns_rates, self.clone_rate), rng)
 
     def new_part(self, kind: ComponentKind, weights: Weights) -> Part:
         record = ComponentRecord(kind, self.pool.put(weights), num_parameters(weights))
@@ -164,7 +165,7 @@ def new_adapter(embed_dim: int, adapter_dim: int, rng: np.random.Generator) -> W
 
 
 def _cloned(part: Part, place: str, draws: Draws, log: list[str]) -> Part:
-    action = f"clone {part.component.kind}{place}"
+    action = f"{CLONE}{part.component.kind}{place}"
     if part.is_own or not draws.happens(action):
         return part
     log.append(action)

@@ -13,6 +13,8 @@ import numpy as np
 
 from evolve.hparams import MUTATION_RATES, step
 
+CLONE = "clone "  # what the names of actions that clone a component start with
+
 
 @dataclass(frozen=True, slots=True)
 class MutationRates:
@@ -21,10 +23,12 @@ class MutationRates:
     common: float  # µ: of each action without a rate of its own
     own: Mapping[str, float] = field(default_factory=dict)
     is_learned: bool = False
+    cloning: float | None = None  # of cloning a component; None: as all others
 
     def happens(self, action: str, rng: np.random.Generator) -> bool:
         """Draw whether an action happens; one draw, whatever the rate."""
-        return bool(rng.random() < self.own.get(action, self.common))
+        is_cloning = self.cloning is not None and action.startswith(CLONE)
+        return bool(rng.random() < (self.cloning if is_cloning else self.own.get(action, self.common)))
 
     def moved(self, action: str, rng: np.random.Generator) -> float:
         """Return the action's rate for a child: with probability µ one step up or down the list."""

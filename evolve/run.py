@@ -339,6 +339,7 @@ class TaskRun:
             max_depth=network.depth if self.config.max_depth is None else self.config.max_depth,
             inserts_adapters=self.config.inserts_adapters,
             learns_rates=self.config.mutation == "learned",
+            clone_rate=self.config.clone_rate,
         )
 
     def _started(self, root: Candidate) -> Candidate:
@@ -418,7 +419,7 @@ class TaskRun:
     def plan(self, generation: int) -> TrainPlan:
         count = len(self.task.train)
         return TrainPlan(
-            images=min(math.ceil(self.config.epochs * count), self.config.max_images),
+            images=math.ceil(min(self.config.epochs * count, self.config.max_images) * self.config.growth**generation),
             batch_size=min(self.config.batch_size, count),
             validations=self.config.validations,
             seed=self._seed("train", generation),

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from benchmarks.quality.bars import quality_bars
 from evolve.baselines import LEARNING_RATES, Harness, parse_family
 from evolve.evaluation import calibration_error, judge
+from evolve.local_executor import LocalExecutor
 from evolve.onnx_route import OnnxRoute
 from evolve.task import Task, load_images
 from models.cli import build_app
@@ -61,7 +62,7 @@ def test_a_class_that_the_route_does_not_know_is_refused(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("family", ["finetune", "freeze:1", "adapters:4", "probe"])
 def test_a_baseline_trains_what_it_says_within_its_images(opened_store: Store, toy_task: Task, family: str) -> None:
-    harness = Harness(opened_store, toy_task, image_sizes=(8, 16), images=600, threads=1)
+    harness = Harness(opened_store, toy_task, image_sizes=(8, 16), images=600, execute=LocalExecutor())
     result = harness.run(parse_family(family, 2))
     root = {component.kind: component.parameters for component in opened_store.root().components}
     head = 3 * 16 + 3

@@ -71,7 +71,7 @@ def table(streams: Sequence[dict[str, Any]]) -> str:
                 *(f"{accuracy:.3f}" for accuracy in others),
                 f"{accounted / 1e6:.2f}",
                 f"{mean(part['flops'] for part in parts) / 1e9:.3f}",
-                f"{mean(part['trained_images'] for part in parts):,.0f}",
+                f"{mean(part['images_seen'] for part in parts):,.0f}",
             ]
         )
     rows.insert(1, ["---"] * len(rows[0]))

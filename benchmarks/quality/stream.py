@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import multiprocessing
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,6 +28,7 @@ from models.route import Route
 from models.store import Store
 
 Part = dict[str, Any]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Stream:
@@ -41,16 +44,28 @@ class Stream:
     def run(self) -> Part:
         """Evolve every task, train every baseline, and look in the end whether any route answers otherwise."""
         evolved = [self._part(f"evolve-{task.name}", partial(self._evolve, task)) for task in self._plan.tasks]
-        baselines = [
-            self._part(f"{family.replace(':', '')}-{task.name}", partial(self._baseline, task, family))
-            for task in self._plan.tasks
-            for family in self._plan.families
-        ]
+        baselines = self._baselines()
         final = self._part("final", partial(self._final, [part["task"] for part in evolved]))
         return {"seed": self._seed, "evolved": evolved, "baselines": baselines, "final": final}
 
+    def baseline(self, planned: TaskPlan, family: str) -> Part:
+        """Tune and train a family of baselines on a task that was evolved."""
+        return self._part(f"{family.replace(':', '')}-{planned.name}", partial(self._baseline, planned, family))
+
+    def _baselines(self) -> list[Part]:
+        """Train the baselines side by side, one on each core: they depend on nothing but the images' number."""
+        workers = default_workers(threads=1, device=DEVICE)
+        # the costly ones first, so that no core is left alone at the end
+        todo = [(task, family) for family in self._plan.families for task in self._plan.tasks]
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as processes:
+            parts = [
+                processes.submit(_baseline_alone, self._plan, self._folder, self._seed, task, family)
+                for task, family in todo
+            ]
+            return [part.result() for part in parts]
+
     def _part(self, name: str, make: Callable[[], Part]) -> Part:
-        path = self._folder / "parts" / f"{name}.json"
+        path = self._path(name)
         if not path.exists():
             self._console.print(f"seed {self._seed}: {name}")
             started = time.perf_counter()
@@ -61,6 +76,9 @@ class Stream:
             temporary.write_text(json.dumps(part))
             temporary.replace(path)
         return dict(json.loads(path.read_text()))
+
+    def _path(self, name: str) -> Path:
+        return self._folder / "parts" / f"{name}.json"
 
     def _opened(self) -> Store:
         location = self._folder / "store"
@@ -78,8 +96,7 @@ class Stream:
     def _evolve(self, planned: TaskPlan) -> Part:
         task = self._task(planned)
         config = self._plan.config(planned, self._seed)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        with LocalExecutor(default_workers(threads=config.threads, device=device)) as side_by_side:
+        with LocalExecutor(default_workers(threads=config.threads, device=DEVICE)) as side_by_side:
             outcome = evolve_task(task, self.store, config, execute=side_by_side)
         route, quality = outcome.route, outcome.route.quality
         assert quality is not None, "a task's route has a quality"
@@ -91,16 +108,17 @@ class Stream:
             "expected_accuracy": quality.expected_accuracy,
             "test_accuracy": quality.test_accuracy,
             "flops": route.flops,
-            "trained_images": outcome.trained_images,
+            "images_seen": outcome.trained_images + outcome.probed_images,
             "parent": route.lineage.parent,
             "test_logits": self._answers(task, route),
         }
 
     def _baseline(self, planned: TaskPlan, family: str) -> Part:
         name = TaskName(planned.name)
-        images = self.store.routes(self.store.release())[name].lineage.trained_images
+        images = json.loads(self._path(f"evolve-{name}").read_text())["images_seen"]
+        sizes = planned.baseline_sizes
         harness = Harness(
-            self.store, self._task(planned), image_sizes=planned.baseline_sizes, images=images, seed=self._seed
+            self.store, self._task(planned), image_sizes=sizes, images=images, execute=LocalExecutor(), seed=self._seed
         )
         return {"task": name, **asdict(harness.run(parse_family(family, self.store.root().depth)))}
 
@@ -121,3 +139,8 @@ class Stream:
         assert task.test is not None, "all tasks of the stream have test images"
         logits = OnnxRoute(self.store, route.stages).logits(task.test.pixels(route.image_size))
         return hashlib.sha256(logits.tobytes()).hexdigest()
+
+
+def _baseline_alone(plan: StreamPlan, folder: Path, seed: int, task: TaskPlan, family: str) -> Part:
+    """Train a family in a process of its own."""
+    return Stream(plan, folder, seed=seed, console=Console(stderr=True)).baseline(task, family)
