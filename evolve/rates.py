@@ -27,8 +27,10 @@ class MutationRates:
 
     def happens(self, action: str, rng: np.random.Generator) -> bool:
         """Draw whether an action happens; one draw, whatever the rate."""
-        is_cloning = self.cloning is not None and action.startswith(CLONE)
-        return bool(rng.random() < (self.cloning if is_cloning else self.own.get(action, self.common)))
+        rate = self.own.get(action, self.common)
+        if self.cloning is not None and action.startswith(CLONE):
+            rate = self.cloning
+        return bool(rng.random() < rate)
 
     def moved(self, action: str, rng: np.random.Generator) -> float:
         """Return the action's rate for a child: with probability µ one step up or down the list."""

@@ -84,6 +84,26 @@ def test_learnt_rates_are_published_and_inherited(opened_store: Store, toy_task:
     assert {f"rate of {action}": rate for action, rate in seed.rates.items()} == learnt
 
 
+def test_cloning_may_have_a_rate_of_its_own(nursery: Nursery) -> None:
+    always = replace(nursery, clone_rate=1.0).draws(nursery.root, np.random.default_rng(0))
+    assert all(always.happens(f"clone block {at}") for at in range(100))
+    never = replace(nursery, clone_rate=0.0).draws(nursery.root, np.random.default_rng(0))
+    assert not any(never.happens(f"clone block {at}") for at in range(100))
+    assert {never.happens("depth") for _ in range(100)} == {False, True}  # all else follows µ
+
+
+def test_learnt_rates_leave_no_room_for_a_fixed_one() -> None:
+    with pytest.raises(InvalidConfig, match="clone_rate = 0.5: use a number from 0 to 1, with mutation = "):
+        EvolveConfig(mutation="learned", clone_rate=0.5)
+
+
+def test_later_generations_may_train_longer(opened_store: Store, toy_task: Task) -> None:
+    config = replace(TINY_CONFIG, generations=3, children_per_generation=1, batch_size=8, max_images=16, growth=2.0)
+    evolve_task(toy_task, opened_store, config)
+    journal = Journal(opened_store, toy_task.name, 1)
+    assert [records[0].images for at in range(3) if (records := journal.generation(at))] == [16, 32, 64]
+
+
 def test_the_configuration_is_stored_with_the_route(opened_store: Store, toy_task: Task) -> None:
     config = replace(TINY_CONFIG, epochs=0.5)
     route = evolve_task(toy_task, opened_store, config).route

@@ -47,7 +47,8 @@ def measurements(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
         if not made:
             task = real_task("sign_digits", train=256, val=128)
             run = TaskRun.begin(task, real_store(folder / "clones"), CONFIG, private=False)
-            execute = LocalExecutor(default_workers(threads=1, device="cpu"))
+            # processes from the start: they live as long as an evolution, so starting them is not measured
+            execute = LocalExecutor(default_workers(threads=1, device="cpu"), process_flops=0)
             list(execute(_candidates(run, 0), task, run.pool, replace(run.plan(0), images=64, validations=1)))  # warm
             made.append((run, execute))
         return made[0]
