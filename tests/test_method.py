@@ -93,7 +93,7 @@ def test_cloning_may_have_a_rate_of_its_own(nursery: Nursery) -> None:
 
 
 def test_learnt_rates_leave_no_room_for_a_fixed_one() -> None:
-    with pytest.raises(InvalidConfig, match="clone_rate = 0.5: use a number from 0 to 1, with mutation = "):
+    with pytest.raises(InvalidConfig, match=r"clone_rate = 0.5: use a number from 0 to 1, with mutation = "):
         EvolveConfig(mutation="learned", clone_rate=0.5)
 
 
