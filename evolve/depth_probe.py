@@ -12,7 +12,7 @@ from evolve.task import LabelledImages, Task
 from evolve.train import TrainPlan, scaled
 from models.vit import ViT
 
-PROBE_IMAGES = 2000  # of each split; enough to see the bend in the curve over depth
+PROBE_IMAGES = 512  # of each split; enough to see the bend in the curve over depth
 PROBE_BATCH = 256
 RIDGE = 1e-1  # on standardised features, relative to the number of images
 

@@ -164,6 +164,11 @@ def new_adapter(embed_dim: int, adapter_dim: int, rng: np.random.Generator) -> W
     }
 
 
+def changes_nothing(part: Part, pool: WeightPool) -> bool:
+    """Say whether a part is an adapter as `new_adapter` makes it."""
+    return part.component.kind == "adapter" and not pool.get(part.component.id)["up.weight"].any()
+
+
 def _cloned(part: Part, place: str, draws: Draws, log: list[str]) -> Part:
     action = f"{CLONE}{part.component.kind}{place}"
     if part.is_own or not draws.happens(action):

@@ -16,10 +16,10 @@ from filelock import FileLock, Timeout
 from evolve.ancestry import Ancestry
 from evolve.candidate import Candidate, Part, seed_candidate
 from evolve.config import EvolveConfig
-from evolve.depth_probe import probe_depths, shortest_sufficient
+from evolve.depth_probe import PROBE_IMAGES, probe_depths, shortest_sufficient
 from evolve.hparams import DataHParams, image_sizes, mutated
 from evolve.journal import CandidateRecord, IterationEnd, IterationStart, Journal, iterations
-from evolve.mutation import Nursery, mutate, resized, shortened
+from evolve.mutation import Nursery, changes_nothing, mutate, resized, shortened
 from evolve.network import build_network
 from evolve.pool import WeightPool
 from evolve.population import Member, Population
@@ -106,6 +106,7 @@ class TaskRun:
         self._load_routes(store.release(start.release))
         self._parents: dict[str, CandidateRecord] = {}
         self._probes: dict[tuple[ComponentId, ...], Probe] = {}
+        self._probed_images = 0
         self._throughput = Throughput()
         self._began = self._last_done = time.perf_counter()
         self._replayed_seconds = 0.0
@@ -358,6 +359,7 @@ class TaskRun:
         size = self._first_image_size(self._image_sizes())
         placed = resized(self.nursery.root, self.config.first_data(size), self.nursery)
         curve = probe_depths(placed, self.task, self.pool, self.plan(0))
+        self._probed_images += sum(min(len(images), PROBE_IMAGES) for images in (self.task.train, self.task.val))
         depth = min(max(shortest_sufficient(curve, len(self.task.val)), self.config.min_depth), self.nursery.max_depth)
         jumped = shortened(self.nursery.root, depth, f"root to block {depth}")
         self._seed_routes[jumped.name] = self._seed_routes["root"]
@@ -396,7 +398,8 @@ class TaskRun:
         *body, head = child.parts
         if head.component.id != self.nursery.new_head().component.id:
             return child
-        probe = self._probe(body, child.data)
+        # without the adapters that change nothing yet: so most children share their parent's probe
+        probe = self._probe([part for part in body if not changes_nothing(part, self.pool)], child.data)
         return replace(child, parts=(*body, self.nursery.new_part("head", probe.head)))
 
     def _probe(self, body: Sequence[Part], data: DataHParams) -> Probe:
@@ -404,6 +407,7 @@ class TaskRun:
         if key not in self._probes:
             rng = self._rng("probe")
             self._probes[key] = fit_probe(body, data.image_size, self.task, self.pool, self.plan(0), rng)
+            self._probed_images += self._probes[key].images
         return self._probes[key]
 
     def _image_sizes(self) -> tuple[int, ...]:
@@ -504,8 +508,7 @@ class TaskRun:
 
     def _outcome(self, release: Release, route_id: RouteId, *, is_new: bool, images: int) -> Outcome:
         route = self._store.route(route_id, needed_by=f"task {self.task.name!r}")
-        probed = sum(probe.images for probe in self._probes.values())
-        return Outcome(release, route_id, route, is_new, images, probed, self._throughput)
+        return Outcome(release, route_id, route, is_new, images, self._probed_images, self._throughput)
 
     def _seed(self, purpose: str, *numbers: int) -> tuple[int, ...]:
         """Return what every draw derives from: seed, task, iteration, purpose, and where in the iteration."""
