@@ -34,7 +34,7 @@ class Probe:
 
     head: Weights
     accuracy: float  # on validation images, 0 to 1
-    images: int  # that were run through the network once
+    images: int  # of the training split that were run through the network, once
 
 
 def fit_probe(
@@ -57,7 +57,7 @@ def fit_probe(
     weight, bias = _fitted(features, torch.from_numpy(task.train.labels[fit]).to(plan.device), len(task.labels))
     predicted = F.linear(_features(body, task.val, judge, image_size, pool, plan), weight, bias).argmax(dim=1)
     accuracy = float((predicted.cpu().numpy() == task.val.labels[judge]).mean())
-    return Probe({"weight": weight.cpu().numpy(), "bias": bias.cpu().numpy()}, accuracy, len(fit) + len(judge))
+    return Probe({"weight": weight.cpu().numpy(), "bias": bias.cpu().numpy()}, accuracy, len(fit))
 
 
 @torch.no_grad()

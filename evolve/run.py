@@ -65,7 +65,7 @@ class Outcome:
     route: Route
     is_new: bool
     trained_images: int
-    probed_images: int  # seen once, by linear probes
+    probed_images: int  # training images seen once, by linear probes
     throughput: Throughput
 
 
@@ -359,7 +359,7 @@ class TaskRun:
         size = self._first_image_size(self._image_sizes())
         placed = resized(self.nursery.root, self.config.first_data(size), self.nursery)
         curve = probe_depths(placed, self.task, self.pool, self.plan(0))
-        self._probed_images += sum(min(len(images), PROBE_IMAGES) for images in (self.task.train, self.task.val))
+        self._probed_images += min(len(self.task.train), PROBE_IMAGES)
         depth = min(max(shortest_sufficient(curve, len(self.task.val)), self.config.min_depth), self.nursery.max_depth)
         jumped = shortened(self.nursery.root, depth, f"root to block {depth}")
         self._seed_routes[jumped.name] = self._seed_routes["root"]

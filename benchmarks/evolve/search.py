@@ -26,7 +26,7 @@ CONFIG = EvolveConfig(
     generations=3, children_per_generation=4, epochs=2, batch_size=32, image_size=32, learning_rate=0.02
 )
 STREAM_CONFIG = replace(CONFIG, generations=1)
-IMAGES, VAL_IMAGES = 400, 200
+IMAGES, VAL_IMAGES = 800, 200
 WAYS = {
     "plain": CONFIG,
     "all": replace(CONFIG, rank_parents=True, probe_head=True, halving=True),
