@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks.quality import bars as quality
 from benchmarks.results import FOLDER
 
 README = Path(__file__).parents[1] / "README.md"
@@ -18,8 +19,14 @@ def with_tables(text: str) -> str:
 
 def _marked(name: str) -> str:
     path = FOLDER / f"{name}.json"
-    table = _table(json.loads(path.read_text())) if path.exists() else "Not measured yet."
-    return f"<!-- results:{name} -->\n{table}\n<!-- /results -->"
+    results = json.loads(path.read_text()) if path.exists() else None
+    parts = [_table(results) if results else "Not measured yet."]
+    if results and name == "quality":
+        parts += [
+            quality.table(results["raw"]["streams"]),
+            "![Test accuracy and cost by task](benchmarks/results/quality.svg)",
+        ]
+    return "\n".join([f"<!-- results:{name} -->", "\n\n".join(parts), "<!-- /results -->"])
 
 
 def _table(results: dict[str, Any]) -> str:

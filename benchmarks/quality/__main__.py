@@ -12,6 +12,7 @@ from rich.console import Console
 
 from benchmarks.quality.bars import best_family, corrected_gap, quality_bars, table
 from benchmarks.quality.plan import real_plan, smoke_plan
+from benchmarks.quality.plot import draw
 from benchmarks.quality.stream import Stream
 from benchmarks.results import write
 
@@ -48,6 +49,7 @@ def main() -> None:
         },
         bars=bars,
     )
+    draw(streams)
 
 
 if __name__ == "__main__":
