@@ -72,7 +72,9 @@ def expected_accuracy(
     """Return the accuracy on new images that the chosen finalist may be expected to have.
 
     The choosing is repeated on images drawn with replacement, and judged on those that were not drawn; by how
-    much the first exceeds the second is what choosing on these images flatters.
+    much the first exceeds the second is what choosing on these images flatters. Choosing what does best on
+    the drawn images cannot flatter by less than nothing: an estimate below zero is noise of the drawing, so the
+    result is never above the accuracy that was measured.
     """
     count = len(chosen.is_right)
     flattery = []
@@ -85,7 +87,7 @@ def expected_accuracy(
         winner = choose(again, margin)
         original = next(f for f in finalists if f.member.candidate.name == winner.member.candidate.name)
         flattery.append(winner.member.quality - original.is_right[left].mean())
-    return float(np.clip(chosen.member.quality - np.mean(flattery or [0.0]), 0, 1))
+    return float(np.clip(chosen.member.quality - np.mean(flattery or [0.0]), 0, chosen.member.quality))
 
 
 def _redrawn(finalist: Finalist, drawn: np.ndarray) -> Finalist:
