@@ -1,8 +1,10 @@
 """The commands that make a store and evolve tasks in it. Heavy imports wait until a command runs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +13,7 @@ import typer
 from rich.console import Console
 
 from evolve.config import preset_names, setting_names
+from evolve.executors import ExecutorOption, RayAddressOption, WorkersOption, open_executor
 from models.budget import parse_budget
 from models.commands import JsonOption, StoreArgument, accuracy_text
 from models.names import TaskName, parse_task_name
@@ -18,7 +21,7 @@ from models.store import Store
 
 if TYPE_CHECKING:
     from evolve.config import EvolveConfig
-    from evolve.run import Outcome
+    from evolve.run import Executor, Outcome
     from evolve.source import Columns
     from evolve.suites import SuiteTask
 
@@ -94,10 +97,9 @@ def evolve(
         int | None, typer.Option(help="Grow from the routes of this release; default: the active one.")
     ] = None,
     skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="Leave damaged images out.")] = False,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Candidates trained side by side; default: the cores / threads of each."),
-    ] = None,
+    workers: WorkersOption = None,
+    executor: ExecutorOption = "local",
+    ray_address: RayAddressOption = None,
     plain: Annotated[
         bool, typer.Option("--plain", help="The slow reference: one after another, nothing shared.")
     ] = False,
@@ -127,7 +129,7 @@ def evolve(
             private=private,
             from_release=from_release,
             skip_unreadable=skip_unreadable,
-            workers=workers,
+            execute=partial(open_executor, executor, workers=workers, ray_address=ray_address),
             plain=plain,
         )
         if profile:
@@ -185,13 +187,12 @@ def _evolve_one(
     private: bool,
     from_release: int | None,
     skip_unreadable: bool,
-    workers: int | None,
+    execute: "Callable[..., AbstractContextManager[Executor]]",
     plain: bool,
 ) -> "Outcome":
     import torch  # after what can be refused at once: it takes seconds
 
     from evolve.anytime import anytime_config
-    from evolve.local_executor import LocalExecutor, default_workers
     from evolve.loop import evolve_task, one_after_another
     from evolve.progress import ProgressDisplay
     from evolve.source import as_image_folder
@@ -200,8 +201,7 @@ def _evolve_one(
     console = Console(stderr=True)
     cache = opened.folder / "work"
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    workers = workers or default_workers(threads=config.threads, device=device)
-    with LocalExecutor(workers) as side_by_side, ProgressDisplay(console) as display:
+    with execute(threads=config.threads, device=device) as side_by_side, ProgressDisplay(console) as display:
         loaded = load_task(
             name,
             as_image_folder(source, cache, columns),

@@ -28,6 +28,7 @@ from models.onnx_threads import usable_cores
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+StartTraining = Callable[[int, Checkpoint | None, int], "Future[Checkpoint]"]
 
 # A generation below this trains in this process: some ten seconds of a core, as long as processes take to start.
 PROCESS_FLOPS = 5e11
@@ -77,7 +78,7 @@ class LocalExecutor:
         is_large = sum(candidate.flops(plan.network) for candidate in candidates) * plan.images >= self._process_flops
         self._workers = self._most_workers if is_large or self._processes else 1
         sharing = plan_sharing(candidates, task, plan, pool.folder / "activations")
-        self._make_room(sharing, pool, plan)
+        make_room(sharing, pool, plan)
         seconds = sum(self._fill(shared, sharing, task, pool, plan) for shared in sharing.shared)
         frozen = Phases(frozen=seconds / len(candidates))
         train_all = self._halved if plan.halving else self._trained
@@ -100,21 +101,10 @@ class LocalExecutor:
     def _halved(
         self, candidates: Sequence[Candidate], sharing: Sharing, task: Task, pool: WeightPool, plan: TrainPlan
     ) -> Iterator[Trained]:
-        """Successive halving (Jamieson & Talwalkar 2016): after each validation the better half goes on."""
-        checkpoints: dict[int, Checkpoint] = {}
-        going_on = list(range(len(candidates)))
-        for validations in range(1, plan.validations + 1):
-            futures = {
-                place: self._submit(
-                    train_part, candidates[place], sharing, task, pool, plan, checkpoints.get(place), validations
-                )
-                for place in going_on
-            }
-            checkpoints |= {place: future.result() for place, future in futures.items()}
-            ranked = sorted(going_on, key=lambda place: (-checkpoints[place].quality, place))
-            going_on = sorted(ranked[: math.ceil(len(ranked) / 2)])
-        for place, candidate in enumerate(candidates):
-            yield finished(candidate, checkpoints[place], pool, plan)
+        def start(place: int, checkpoint: Checkpoint | None, validations: int) -> "Future[Checkpoint]":
+            return self._submit(train_part, candidates[place], sharing, task, pool, plan, checkpoint, validations)
+
+        return halved(candidates, start, pool, plan)
 
     def _fill(self, shared: Shared, sharing: Sharing, task: Task, pool: WeightPool, plan: TrainPlan) -> float:
         """Compute shared activations unless an earlier generation did; return the workers' seconds."""
@@ -130,17 +120,6 @@ class LocalExecutor:
         seconds = sum(future.result() for future in futures)
         shared.activations.finish(unfinished)
         return seconds
-
-    def _make_room(self, sharing: Sharing, pool: WeightPool, plan: TrainPlan) -> None:
-        """Delete what earlier generations shared and this one does not, the oldest first, down to the limit."""
-        needed = {shared.activations.path: shared.activations.num_bytes for shared in sharing.shared}
-        folder = pool.folder / "activations"
-        old = [path for path in folder.glob("*") if path not in needed] if folder.is_dir() else []
-        room = plan.activation_bytes - sum(needed.values())
-        for path in sorted(old, key=lambda path: path.stat().st_mtime, reverse=True):
-            room -= path.stat().st_size
-            if room < 0:
-                path.unlink()
 
     def _submit(
         self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
@@ -178,6 +157,40 @@ def train_part(
 ) -> Checkpoint:
     """Train a candidate up to a validation."""
     return train(candidate, sharing, task, pool, plan, checkpoint=checkpoint, validations=validations)
+
+
+def halved(
+    candidates: Sequence[Candidate], start: StartTraining, pool: WeightPool, plan: TrainPlan
+) -> Iterator[Trained]:
+    """Successive halving (Jamieson & Talwalkar 2016): after each validation the better half goes on.
+
+    Args:
+        candidates: of one generation.
+        start: begins to train the candidate at a place, from a checkpoint of it, up to so many validations.
+        pool: takes the trained weights in.
+        plan: the generation's.
+    """
+    checkpoints: dict[int, Checkpoint] = {}
+    going_on = list(range(len(candidates)))
+    for validations in range(1, plan.validations + 1):
+        futures = {place: start(place, checkpoints.get(place), validations) for place in going_on}
+        checkpoints |= {place: future.result() for place, future in futures.items()}
+        ranked = sorted(going_on, key=lambda place: (-checkpoints[place].quality, place))
+        going_on = sorted(ranked[: math.ceil(len(ranked) / 2)])
+    for place, candidate in enumerate(candidates):
+        yield finished(candidate, checkpoints[place], pool, plan)
+
+
+def make_room(sharing: Sharing, pool: WeightPool, plan: TrainPlan) -> None:
+    """Delete what earlier generations shared and this one does not, the oldest first, down to the limit."""
+    needed = {shared.activations.path: shared.activations.num_bytes for shared in sharing.shared}
+    folder = pool.folder / "activations"
+    old = [path for path in folder.glob("*") if path not in needed] if folder.is_dir() else []
+    room = plan.activation_bytes - sum(needed.values())
+    for path in sorted(old, key=lambda path: path.stat().st_mtime, reverse=True):
+        room -= path.stat().st_size
+        if room < 0:
+            path.unlink()
 
 
 def _cost(candidate: Candidate) -> int:

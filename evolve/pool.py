@@ -17,9 +17,12 @@ from models.weights import Weights, deserialize, num_parameters, serialize
 
 
 class WeightPool:
-    """Reads weights by id and takes new ones in. Nothing in it is ever changed in place."""
+    """Reads weights by id and takes new ones in. Nothing in it is ever changed in place.
 
-    def __init__(self, store: Store, run_folder: Path) -> None:
+    Without a store it has only what was put into it: on another machine of a cluster.
+    """
+
+    def __init__(self, store: Store | None, run_folder: Path) -> None:
         self._store = store
         self._files = LocalFiles(run_folder)
 
@@ -32,13 +35,22 @@ class WeightPool:
         """Take weights in and return their id; those that the store has already are not written again."""
         data = serialize(weights)
         component = ComponentId(hashlib.sha256(data).hexdigest())
-        if not self._store.has_object(component, "safetensors") and not self._files.exists(_name(component)):
+        is_stored = self._store is not None and self._store.has_object(component, "safetensors")
+        if not is_stored and not self.has(component):
             self._files.replace(_name(component), data)
         return component
 
+    def has(self, component: ComponentId) -> bool:
+        """Whether the weights lie in the run's folder."""
+        return self._files.exists(_name(component))
+
+    def take(self, component: ComponentId, data: bytes) -> None:
+        """Take in a safetensors file as `read` of another pool returned it."""
+        self._files.replace(_name(component), data)
+
     def read(self, component: ComponentId) -> bytes:
         """Return the safetensors file of a component, checked against its id; StoreError if it cannot."""
-        if not self._files.exists(_name(component)):
+        if not self.has(component) and self._store is not None:
             return self._store.read_object(component, "safetensors", needed_by="a candidate of this run")
         data = self._files.read(_name(component))
         if hashlib.sha256(data).hexdigest() != component:

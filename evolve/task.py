@@ -72,6 +72,18 @@ class LabelledImages:
         assert cached is not None, f"{path} was written just now"
         return cached
 
+    def has_pixels(self, image_size: int) -> bool:
+        """Whether the images need not be decoded any more at this size."""
+        return (self.cache_folder / f"{self._cache_key(image_size)}.npy").exists()
+
+    def keep_pixels(self, pixels: UInt8[np.ndarray, "images image_size image_size 3"]) -> None:
+        """Take what `pixels` returned on another machine instead of decoding the images."""
+        path = self.cache_folder / f"{self._cache_key(pixels.shape[1])}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".new-{secrets.token_hex(8)}.npy")
+        np.save(temporary, pixels)
+        os.replace(temporary, path)
+
     def _cache_key(self, image_size: int) -> str:
         """Return a digest of all that decides about the pixels, the decoder included."""
         decoder = f"{PIL.__version__} {inspect.getsource(preprocess)}"

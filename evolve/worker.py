@@ -17,6 +17,7 @@ from typing import Annotated
 
 import typer
 
+from evolve.executors import ExecutorOption, RayAddressOption, WorkersOption, open_executor
 from models.commands import StoreArgument
 from models.errors import LeaseLost, Mu2NetError, QueueUnreachable, TaskBusy
 from models.jobs import LEASE_S, MAX_FRUITLESS_STARTS, Claim, JobQueue, queue_url
@@ -88,9 +89,9 @@ def worker(
         str | None,
         typer.Option(envvar="MU2NET_QUEUE", help="SQLAlchemy URL of the jobs; default: a file in the store's folder."),
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Candidates trained side by side; default: one for each core.")
-    ] = None,
+    workers: WorkersOption = None,
+    executor: ExecutorOption = "local",
+    ray_address: RayAddressOption = None,
     keep_uploads_days: Annotated[
         float | None,
         typer.Option(min=0.0, help="Delete images sent longer ago; default: kept as long as their task is there."),
@@ -105,9 +106,9 @@ def worker(
 
     def work(claim: Claim) -> None:
         from evolve.job import JobTeller, run_job  # torch: after the job is held, so that its progress can be seen
-        from evolve.local_executor import LocalExecutor, default_workers
 
-        with LocalExecutor(workers or default_workers(threads=1, device="cpu")) as execute:
+        chosen = open_executor(executor, workers=workers, ray_address=ray_address, threads=1, device="cpu")
+        with chosen as execute:
             run_job(claim.job, opened, JobTeller(jobs, claim), execute)
 
     swept_at = 0.0

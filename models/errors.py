@@ -29,6 +29,7 @@
     ├── TaskExists            a new task has a name that the release has already
     ├── LeaseLost             a worker's job was given to another, or is over
     ├── QueueUnreachable      the database of jobs fails; trying again may help
+    ├── ClusterLost           the Ray cluster cannot be reached, or loses candidates over and over
     ├── ExportMismatch        ONNX Runtime and torch disagree about a route
     ├── NotReady              the server has no release to answer from
     ├── WritingIsOff          the server takes no changes from where this request could come
@@ -167,6 +168,10 @@ class LeaseLost(Mu2NetError):
 
 
 class QueueUnreachable(Mu2NetError):
+    pass
+
+
+class ClusterLost(Mu2NetError):
     pass
 
 
