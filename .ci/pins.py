@@ -22,8 +22,8 @@ from pathlib import Path
 FOLDER = Path(__file__).parents[1]
 PYPROJECT = FOLDER / "pyproject.toml"
 REQUIREMENTS = {  # of the serving images, with the extras that each has
-    FOLDER / "service" / "requirements.txt": ["s3"],
-    FOLDER / "service" / "requirements-gpu.txt": ["s3", "gpu"],
+    FOLDER / "service" / "requirements.txt": ["postgres", "s3"],
+    FOLDER / "service" / "requirements-gpu.txt": ["postgres", "s3", "gpu"],
 }
 COMMAND = "uv run python .ci/pins.py"
 EXPORT = ["uv", "export", "--quiet", "--frozen", "--no-emit-project", "--no-header", "--no-annotate"]
