@@ -106,6 +106,7 @@ class RemoteFiles:
         with TemporaryDirectory(dir=target.parent, prefix=TEMPORARY_PREFIX) as folder:  # only this user may enter
             with self._reaching(name):
                 self._system.get_file(self._path(name), f"{folder}/copy")
+            os.chmod(f"{folder}/copy", 0o600)
             os.replace(f"{folder}/copy", target)
 
     def swap(self, name: str, change: Callable[[bytes], bytes]) -> None:
