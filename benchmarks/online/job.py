@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from benchmarks.reload.__main__ import free_port, percentile_ms, wait_until_ready
 from benchmarks.reload.traffic import Reply, Traffic, pictures
+from evolve.hparams import DataHParams, OptimiserHParams
 from evolve.publish import create_store
 from models.root import load_root
 from models.store import Store
@@ -77,6 +79,15 @@ def make_store(folder: Path) -> Store:
     store = create_store(folder, load_root(str(source), num_heads=3, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))
     for plan in OTHERS:
         add_task(store, plan)
+    routes = store.routes(store.release())
+    # what evolution expects of any seed: routes made by hand have no hyperparameters
+    whole = {
+        task: store.put_route(
+            replace(route, hparams=asdict(OptimiserHParams()) | asdict(DataHParams(route.image_size)))
+        )
+        for task, route in routes.items()
+    }
+    store.publish(lambda _: whole, reason="with hyperparameters")
     return store
 
 
