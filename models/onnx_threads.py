@@ -12,6 +12,10 @@ from functools import cache
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
+# The arena grows by what is asked of it. Growing by doubling, the default, also doubles up to a request that
+# fails: after a huge one the next small one took nearly all of the machine's memory.
+AS_REQUESTED = {"arena_extend_strategy": 1}
+
 
 def usable_cores() -> int:
     """Return the cores that this process may run on."""
@@ -24,7 +28,7 @@ def share_threads(threads: int) -> None:
     with suppress(Fail):  # the pool exists already, with another size
         ort.set_global_thread_pool_sizes(threads, 1)
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    ort.create_and_register_allocator(memory, None)
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg(AS_REQUESTED))
 
 
 def shared_threads_options() -> ort.SessionOptions:
