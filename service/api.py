@@ -1,7 +1,7 @@
 """The BentoML service: `bentoml serve service.api:Mu2Net`. The only file that knows BentoML.
 
 Switched off, because they cost more than answering a small request does (measured: 870 requests/s with
-BentoML's access log, 1,100 without, 2,500 for bare uvicorn): the access log, tracing without an exporter,
+BentoML's access log, 1,100 without, 2,500 for bare uvicorn): the access log, tracing (unless MU2NET_TRACES is set),
 and BentoML's own request metrics, whose label is the path that a client typed and which so grow without
 bound. Each can be switched on again: BENTOML_CONFIG_OPTIONS='services.mu2net.logging.access.enabled=true'.
 """
@@ -11,6 +11,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import bentoml
+from _bentoml_sdk.service.config import TracingSchema
+from bentoml._internal.configuration.containers import BentoMLContainer  # nothing public has its tracer provider
 from bentoml.exceptions import BentoMLException
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
@@ -22,9 +24,22 @@ from service.logs import write_json_logs
 from service.metrics import Metrics
 from service.runtime import start_runtime
 from service.server import Server, build_server
-from service.settings import load_settings
+from service.settings import load_settings, traces_endpoint
 
 app = create_app()
+UNTRACED = [r"^[^/]+//[^/]+/(livez|readyz|healthz|metrics)$"]  # asked every few seconds
+
+
+def tracing(endpoint: str | None) -> TracingSchema:
+    """Return BentoML's options for sending every request's trace to `endpoint`, None for tracing nothing."""
+    if endpoint is None:
+        return {"excluded_urls": ".*"}
+    return {
+        "exporter_type": "otlp",
+        "sample_rate": 1.0,
+        "excluded_urls": UNTRACED,
+        "otlp": {"protocol": "http", "endpoint": endpoint},
+    }
 
 
 async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
@@ -37,7 +52,7 @@ async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
     workers=1,  # one engine for the machine; more processes would share its cores and load the weights again
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
-    tracing={"excluded_urls": ".*"},
+    tracing=tracing(traces_endpoint()),
     traffic={"timeout": 3600},  # MU2NET_TIMEOUT_S is the limit, and answers in the form of all errors
 )
 @bentoml.asgi_app(mounted, path="/")
@@ -46,7 +61,9 @@ class Mu2Net:
 
     def __init__(self) -> None:
         write_json_logs()
-        self._server: Server = build_server(load_settings(), Metrics())
+        # not set for the whole process: FastAPI would make spans of its own, the request's a second time
+        tracer = BentoMLContainer.tracer_provider.get().get_tracer("mu2net")
+        self._server: Server = build_server(load_settings(), Metrics(), tracer)
         app.state.server = self._server
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
@@ -79,6 +96,5 @@ class Mu2Net:
             ready = views.readiness(self._server)
         except NotReady as error:
             told = errors.problem_of(error)
-            headers = {"content-type": errors.PROBLEM_JSON}
-            raise HTTPException(told.status_code, bytes(told.body).decode(), headers) from error
+            raise HTTPException(told.status_code, bytes(told.body).decode(), dict(told.headers)) from error
         raise HTTPException(200, ready.model_dump_json(), {"content-type": "application/json"})

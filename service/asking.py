@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from service import traces
 from service.access import Caller, allow, server_of
 from service.engine import LoadedRoute
 from service.metrics import NO_TASK, task_label
@@ -22,6 +23,7 @@ def begin(request: Request, pinned: int | None) -> tuple[Caller, LoadedRelease]:
     caller = allow(request, "classify")
     release = server_of(request).predictor.ready_release(pinned)
     request.state.release = release.number
+    traces.describe_request("release", release.number)
     return caller, release
 
 
@@ -29,6 +31,7 @@ def choose(request: Request, caller: Caller, release: LoadedRelease, tasks: Sequ
     """Return the routes of the tasks that the request asks about, see `Caller.routes`."""
     routes = caller.routes(release, tasks)
     request.state.tasks = [task_label(route) for route in routes]
+    traces.describe_request("tasks", request.state.tasks)
     return routes
 
 

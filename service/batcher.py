@@ -17,7 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from opentelemetry.trace import NoOpTracer, Span, Tracer, get_current_span
+
 from models.errors import Overloaded
+from service import traces
 from service.engine import Logits, Row
 from service.metrics import Metrics, task_label
 
@@ -38,6 +41,7 @@ class _Job:
     rows: Sequence[Row]
     answer: "asyncio.Future[list[Logits]]"
     since: float = field(default_factory=time.monotonic)
+    request: Span = field(default_factory=get_current_span)
 
     @property
     def asker(self) -> Asker:
@@ -59,17 +63,34 @@ def _next_piece(pieces: Generator[None, None, object]) -> None:
         raise _Ended(end.value) from None
 
 
+def _trace(tracer: Tracer, batch: Sequence[_Job], *, batch_rows: int, started: float, ended: float) -> None:
+    for job in batch:
+        if traces.is_traced(job.request):
+            about = {"tasks": [task_label(row.route) for row in job.rows], "rows": len(job.rows)}
+            traces.record(tracer, "queue", job.request, started=job.since, ended=started, about=about)
+            run = about | {"batch_rows": batch_rows}
+            traces.record(tracer, "engine", job.request, started=started, ended=ended, about=run)
+
+
 class Batcher:
     """Use from one event loop, between `start` and `stop`; `run_in_turns` from other threads."""
 
     def __init__(
-        self, run: Run, *, max_batch_rows: int, max_batch_s: float, max_queue_images: int, metrics: Metrics
+        self,
+        run: Run,
+        *,
+        max_batch_rows: int,
+        max_batch_s: float,
+        max_queue_images: int,
+        metrics: Metrics,
+        tracer: Tracer | None = None,
     ) -> None:
         self._run = run
         self._max_batch_rows = max_batch_rows
         self._max_batch_s = max_batch_s
         self._max_queue_images = max_queue_images
         self._metrics = metrics
+        self._tracer = NoOpTracer() if tracer is None else tracer
         # One line for each asker in order of arrival, the line whose turn it is first; dicts, so that leaving is cheap.
         self._lines: OrderedDict[Asker, dict[_Job, None]] = OrderedDict()
         self._images: Counter[Asker] = Counter()
@@ -204,7 +225,9 @@ class Batcher:
             await self._answer_singly(batch, error)
             return
         finally:
-            self._metrics.engine_seconds.inc(time.monotonic() - started)
+            ended = time.monotonic()
+            self._metrics.engine_seconds.inc(ended - started)
+            _trace(self._tracer, batch, batch_rows=len(rows), started=started, ended=ended)
         self._learn_speed(batch, time.monotonic() - started)
         answers = iter(logits)
         for job in batch:

@@ -14,6 +14,7 @@ from models import errors
 from service.schemas import Problem
 
 PROBLEM_JSON = "application/problem+json"
+NOT_READY_RETRY_S = 1  # how often a server looks for a release by default
 CLIENT_GONE = 499  # nginx's number; nobody reads the answer, only the metrics
 
 # The nearest class in an error's own line of descent decides.
@@ -61,6 +62,8 @@ def problem_of(error: errors.Mu2NetError) -> JSONResponse:
     headers = {}
     if isinstance(error, errors.Overloaded):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, errors.NotReady):
+        headers["retry-after"] = str(NOT_READY_RETRY_S)
     if isinstance(error, errors.UploadTooSlow | errors.RequestTooLarge):
         headers["connection"] = "close"  # else the server would go on reading what it does not want
     if isinstance(error, errors.KeyNeeded):

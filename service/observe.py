@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.errors import Overloaded
-from service import errors
+from service import errors, traces
 from service.access import server_of
 
 REQUEST_ID_HEADER = b"x-request-id"
@@ -36,6 +36,7 @@ class Observed:
         started, status = time.monotonic(), 0
         request_id = _request_id(scope)
         scope["state"] = {**scope.get("state", {}), "request_id": request_id.decode()}
+        traces.describe_request("request_id", scope["state"]["request_id"])
 
         async def send_with_id(message: Message) -> None:
             nonlocal status

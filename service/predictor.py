@@ -6,8 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from opentelemetry.trace import Span, Tracer, get_current_span
+
 from models.errors import ImageTooLarge, InvalidImage, NotReady, Overloaded
 from models.preprocess import ImageLimits, fit_pixels, load_pixels
+from service import traces
 from service.batcher import Batcher
 from service.engine import LoadedRoute, Logits, Pixels, Row
 from service.release import LoadedRelease
@@ -28,11 +31,19 @@ class Predictor:
     """Answers from the resident releases; a call ends on the release it began on."""
 
     def __init__(
-        self, batcher: Batcher, residents: Residents, *, limits: ImageLimits, decode_threads: int, timeout_s: float
+        self,
+        batcher: Batcher,
+        residents: Residents,
+        *,
+        limits: ImageLimits,
+        decode_threads: int,
+        timeout_s: float,
+        tracer: Tracer,
     ) -> None:
         self._residents = residents
         self._batcher = batcher
         self._limits = limits
+        self._tracer = tracer
         self._timeout_s = timeout_s
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
 
@@ -93,17 +104,20 @@ class Predictor:
     ) -> list[Logits]:
         sizes = sorted({route.route.image_size for route in routes})
         try:
-            decoded = await asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, image, sizes)
+            decoded = await asyncio.get_running_loop().run_in_executor(
+                self._decoders, self._decode, image, sizes, get_current_span()
+            )
         except (InvalidImage, ImageTooLarge) as error:
             if count == 1:
                 raise
             raise type(error)(f"image {index + 1} of {count}: {error}") from error
         return await self._batcher.submit([Row(decoded[route.route.image_size], route) for route in routes])
 
-    def _decode(self, image: EncodedOrPixels, sizes: Sequence[int]) -> dict[int, Pixels]:
-        if isinstance(image, bytes):
-            return {size: load_pixels(image, size, self._limits) for size in sizes}
-        return {size: fit_pixels(image, size, self._limits) for size in sizes}
+    def _decode(self, image: EncodedOrPixels, sizes: Sequence[int], request: Span) -> dict[int, Pixels]:
+        with traces.span(self._tracer, "decode", request):
+            if isinstance(image, bytes):
+                return {size: load_pixels(image, size, self._limits) for size in sizes}
+            return {size: fit_pixels(image, size, self._limits) for size in sizes}
 
 
 async def _all_or_none(calls: Sequence[Coroutine[Any, Any, list[Logits]]]) -> list[list[Logits]]:

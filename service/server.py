@@ -4,6 +4,8 @@ import logging
 from dataclasses import dataclass
 from functools import cached_property, partial
 
+from opentelemetry.trace import NoOpTracer, Tracer
+
 from models.jobs import JobQueue, queue_url
 from models.store import Store, open_files
 from service import engine
@@ -56,12 +58,13 @@ class Server:
         self.predictor.stop()
 
 
-def build_server(settings: Settings, metrics: Metrics) -> Server:
+def build_server(settings: Settings, metrics: Metrics, tracer: Tracer | None = None) -> Server:
     """Wire the parts; nothing runs and no store is read before `start`.
 
     Raises:
         InvalidConfig: CUDA is asked for and not usable.
     """
+    tracer = NoOpTracer() if tracer is None else tracer
     runtime = start_runtime(settings.device, settings.engine_threads)
     metrics.device.labels(runtime.provider, str(runtime.threads), runtime.version).set(1)
     batcher = Batcher(
@@ -70,6 +73,7 @@ def build_server(settings: Settings, metrics: Metrics) -> Server:
         max_batch_s=settings.max_batch_s,
         max_queue_images=settings.max_queue_images,
         metrics=metrics,
+        tracer=tracer,
     )
     residents = Residents(settings.resident_releases)
     predictor = Predictor(
@@ -78,6 +82,7 @@ def build_server(settings: Settings, metrics: Metrics) -> Server:
         limits=settings.image_limits,
         decode_threads=settings.decode_threads,
         timeout_s=settings.timeout_s,
+        tracer=tracer,
     )
 
     watcher = Watcher(

@@ -35,6 +35,11 @@ class Settings(BaseSettings):
     resident_releases: int = Field(2, ge=1, le=100, description="releases in memory: the live one and those before it")
     bind_address: str = Field("", description="IP address that the server binds, set by 'mu2net serve'")
     log_requests: bool = Field(False, description="log a line for each request; failures of the server always are")
+    traces: str | None = Field(
+        None,
+        pattern=r"^https?://\S+$",
+        description="where traces go by OTLP/HTTP, such as http://collector:4318/v1/traces; unset: nowhere",
+    )
     key_rate: str | None = Field(
         None, pattern=RATE, description="requests of one API key, such as 100/minute; unset: no limit"
     )
@@ -88,6 +93,11 @@ def server_environment(*, store: str, bind_address: str, bentoml_home: Path) -> 
     """
     own = {"MU2NET_STORE": store, "MU2NET_BIND_ADDRESS": bind_address, "BENTOML_DO_NOT_TRACK": "True"}
     return {"BENTOML_HOME": str(bentoml_home)} | os.environ | own
+
+
+def traces_endpoint() -> str | None:
+    """Return `MU2NET_TRACES` before anything is checked: BentoML wants it while service/api.py is imported."""
+    return os.environ.get("MU2NET_TRACES")
 
 
 def metrics_folder() -> str | None:

@@ -6,14 +6,20 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import httpx
+import pytest
 
+from models.jobs import JobQueue
 from tests.conftest import draw_image_folder
+from tests.listening import listening
+from tests.service_store import TaskPlan, make_store
 from tests.test_serve_process import START_TIMEOUT_S, free_port, wait_until
 
 README = Path(__file__).parents[1] / "README.md"
+PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 BLOCK = re.compile(r"<!-- run -->\n```sh\n(.*?)```", re.DOTALL)
 
 
@@ -63,3 +69,32 @@ def test_the_marked_blocks_run(tmp_path: Path) -> None:
             server.terminate()
             server.wait(30)
     assert server is not None, "no marked block serves"
+
+
+def end_first_job(queue: JobQueue) -> None:
+    """Do what a worker does for a job, but for the evolution."""
+    pause = threading.Event()
+    for _ in range(1000):
+        claim = queue.claim()
+        if claim is not None:
+            queue.end(claim, "done")
+            return
+        pause.wait(0.02)
+
+
+def test_the_python_examples_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = draw_image_folder(tmp_path / "birds")
+    shutil.make_archive(str(tmp_path / "birds"), "zip", images)
+    shutil.copy(images / "red" / "0.png", tmp_path / "rose.jpg")
+    monkeypatch.chdir(tmp_path)
+    examples = PYTHON.findall(README.read_text())
+    assert examples
+    with listening(make_store(tmp_path / "store", TaskPlan("flowers")).folder) as (url, server):
+        worker = threading.Thread(target=end_first_job, args=(server.queue,))
+        worker.start()
+        for example in examples:
+            exec(example.replace("http://127.0.0.1:3000", url), {})
+        worker.join()
+    assert capsys.readouterr().out.startswith("flowers ")

@@ -105,6 +105,7 @@ def test_a_real_server_answers_and_takes_up_a_release_while_it_is_asked(tmp_path
         wait_until(server, lambda: "release 0 " in client.get("/readyz").text)  # alive before it has loaded it
         unready = client.get("/readyz")
         assert (unready.status_code, unready.headers["content-type"]) == (503, "application/problem+json")
+        assert unready.headers["retry-after"] == "1"
         assert unready.json()["detail"] == "not ready: release 0 has no task yet; add one with 'mu2net evolve'"
         add_task(store, TaskPlan("first", own_blocks=[1], seed=1))
         wait_until(server, lambda: client.get("/readyz").status_code == 200)

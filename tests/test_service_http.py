@@ -401,8 +401,10 @@ def test_before_a_release_with_a_task_nothing_is_ready(tmp_path: Path) -> None:
         assert told["failure"]["error"].startswith(f"no store at '{tmp_path}/store': it has no file CURRENT")
         create_store(tmp_path / "store", load_root(ROOT))
         wait_for(lambda: server.predictor.release is not None)
-        message = problem(send(client, PATH), 503, "not-ready")
+        response = send(client, PATH)
+        message = problem(response, 503, "not-ready")
         assert message == "not ready: release 0 has no task yet; add one with 'mu2net evolve'"
+        assert response.headers["retry-after"] == "1"
         assert client.get("/v1/tasks").json() == {"release": 0, "tasks": []}
 
 

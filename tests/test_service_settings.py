@@ -47,6 +47,12 @@ def test_a_given_store_goes_before_the_environments() -> None:
             id="not-a-choice",
         ),
         pytest.param(
+            "MU2NET_TRACES",
+            "collector:4317",
+            "setting MU2NET_TRACES = 'collector:4317': String should match pattern '^https?://",
+            id="not-a-url",
+        ),
+        pytest.param(
             "MU2NET_TIMEOUT_S",
             "soon",
             "setting MU2NET_TIMEOUT_S = 'soon': Input should be a valid number, unable to parse string as a number",
