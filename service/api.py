@@ -11,7 +11,6 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import bentoml
-from _bentoml_sdk.service.config import TracingSchema
 from bentoml._internal.configuration.containers import BentoMLContainer  # nothing public has its tracer provider
 from bentoml.exceptions import BentoMLException
 from starlette.exceptions import HTTPException
@@ -30,7 +29,7 @@ app = create_app()
 UNTRACED = [r"^[^/]+//[^/]+/(livez|readyz|healthz|metrics)$"]  # asked every few seconds
 
 
-def tracing(endpoint: str | None) -> TracingSchema:
+def tracing(endpoint: str | None) -> dict[str, object]:
     """Return BentoML's options for sending every request's trace to `endpoint`, None for tracing nothing."""
     if endpoint is None:
         return {"excluded_urls": ".*"}

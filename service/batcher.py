@@ -66,9 +66,9 @@ def _next_piece(pieces: Generator[None, None, object]) -> None:
 def _trace(tracer: Tracer, batch: Sequence[_Job], *, batch_rows: int, started: float, ended: float) -> None:
     for job in batch:
         if traces.is_traced(job.request):
-            about = {"tasks": [task_label(row.route) for row in job.rows], "rows": len(job.rows)}
+            about: traces.Attributes = {"tasks": [task_label(row.route) for row in job.rows], "rows": len(job.rows)}
             traces.record(tracer, "queue", job.request, started=job.since, ended=started, about=about)
-            run = about | {"batch_rows": batch_rows}
+            run = {**about, "batch_rows": batch_rows}
             traces.record(tracer, "engine", job.request, started=started, ended=ended, about=run)
 
 
