@@ -155,6 +155,16 @@ def test_a_refusal_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     )
 
 
+@pytest.fixture(autouse=True)
+def stay_a_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without this, a refusal that does not come would make the process of the tests the server, for ever."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the server would start now")
+
+    monkeypatch.setattr("os.execve", refuse)
+
+
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.delenv("MU2NET_SHARED", raising=False)
@@ -176,8 +186,8 @@ def test_a_damaged_store_is_told(store: Store) -> None:
 
 
 def test_an_unknown_setting_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MU2NET_QUEUE", "3")
-    with pytest.raises(InvalidConfig, match="unknown setting MU2NET_QUEUE; known settings: MU2NET_BIND_ADDRESS, "):
+    monkeypatch.setenv("MU2NET_QUEUES", "3")
+    with pytest.raises(InvalidConfig, match="unknown setting MU2NET_QUEUES; known settings: MU2NET_BIND_ADDRESS, "):
         serve(str(store.folder), port=free_port())
 
 
