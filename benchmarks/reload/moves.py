@@ -170,9 +170,9 @@ class Workload:
         state = self._await(f"release {number} live or refused", has_settled)
         refused = None if state["failure"] is None else state["failure"]["kind"]
         settled_at = time.time() + AFTERMATH_S
+        time.sleep(AFTERMATH_S)  # what it cost is told a moment after the swap
         last: dict[str, Any] = self.client.get("/v1/releases?limit=1").json()["last_reload"]
         assert (refused is None) == (last["release"] == number), (refused, last)
-        time.sleep(AFTERMATH_S)
         done = refused is None
         self.moves.append(
             Move(kind, number, asked_at, settled_at, refused, last["seconds"] if done else 0.0,
