@@ -99,11 +99,11 @@ def test_a_bento_built_from_a_clean_clone_serves_a_store(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_wrong_settings_end_bentoml_serve_at_once(tmp_path: Path) -> None:
-    env = environment(tmp_path, MU2NET_STORE=str(tmp_path), MU2NET_QUEUE="3")
+    env = environment(tmp_path, MU2NET_STORE=str(tmp_path), MU2NET_QUEUES="3")
     done = subprocess.run(
         [*BENTOML, "serve", "service.api:Mu2Net", "--port", str(free_port())],
         cwd=ROOT, env=env, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "unknown setting MU2NET_QUEUE; known settings: " in done.stderr
+    assert "unknown setting MU2NET_QUEUES; known settings: " in done.stderr
     assert "Traceback" not in done.stderr
