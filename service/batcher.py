@@ -103,6 +103,7 @@ class Batcher:
         self._worker: asyncio.Task[None] | None = None
 
     def start(self) -> None:
+        self._thread.submit(int)  # makes the thread here and now: one made by `run_in_turns` would have its niceness
         self._worker = asyncio.create_task(self._work())
 
     async def stop(self) -> None:

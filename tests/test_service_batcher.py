@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass
@@ -245,3 +246,24 @@ def test_golden_samples_take_turns_with_batches() -> None:
         return float((await golden)[0][0])
 
     assert with_batcher(scenario)[0] == 9
+
+
+def test_the_engine_has_no_watchers_low_priority() -> None:
+    """The engine's thread is a copy of whoever makes it, so the watcher, which is nice, must not be the first."""
+
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    def piece() -> Generator[None, None, int]:
+        yield
+        return niceness()
+
+    def be_nice_and_run(batcher: Batcher) -> tuple[int, int]:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness() + 5)
+        return niceness(), batcher.run_in_turns(piece())
+
+    async def scenario(batcher: Batcher, _: SlowEngine) -> tuple[int, int]:
+        return await asyncio.to_thread(be_nice_and_run, batcher)
+
+    watchers, engines = with_batcher(scenario)[0]
+    assert engines == watchers - 5
