@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from models.onnx_threads import usable_cores
+from models.cores import usable_cores
 
 FOLDER = Path(__file__).parent / "results"
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 ExecutorOption = Annotated[
     Literal["local", "ray"],
-    typer.Option("--executor", help="Processes of this machine, or a Ray cluster (mu2net[ray])."),
+    typer.Option("--executor", help="Processes of this machine, or a Ray cluster (mu2net\\[ray])."),
 ]
 RayAddressOption = Annotated[
     str | None,

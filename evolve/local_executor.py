@@ -24,7 +24,7 @@ from evolve.prefix import Shared, Sharing, plan_sharing
 from evolve.task import Task
 from evolve.throughput import Phases
 from evolve.train import Trained, TrainPlan
-from models.onnx_threads import usable_cores
+from models.cores import usable_cores
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")

@@ -6,7 +6,8 @@ import numpy as np
 import onnxruntime
 
 from evolve.task import LabelledImages
-from models.onnx_threads import share_threads, shared_threads_options, usable_cores
+from models.cores import usable_cores
+from models.onnx_threads import share_threads, shared_threads_options
 from models.route import Stage
 from models.store import Store
 

@@ -30,9 +30,9 @@ from evolve.pool import WeightPool
 from evolve.prefix import Sharing, plan_sharing
 from evolve.task import LabelledImages, Task
 from evolve.train import Trained, TrainPlan
+from models.cores import usable_cores
 from models.errors import ClusterLost, Mu2NetError
 from models.names import ComponentId
-from models.onnx_threads import usable_cores
 
 RETRIES = 3  # of a candidate whose machine or process is lost
 STALE_S = 6 * 3600.0  # after which another run's files on a machine are nobody's

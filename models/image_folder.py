@@ -3,7 +3,6 @@
 The command line and HTTP uploads both go through here, so they refuse the same input with the same words.
 """
 
-import os
 import re
 import unicodedata
 from collections import defaultdict
@@ -15,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, TypeVar
 
+from models.cores import usable_cores
 from models.errors import ImageTooLarge, InvalidData, InvalidImage
 from models.image_files import FolderFiles, ZipFiles
 from models.preprocess import ImageLimits, load_pixels
@@ -95,7 +95,7 @@ class ImageFolder:
     ) -> list[Result]:
         """Return `work` of each entry, in order; on all cores where the files are large enough for that to pay."""
         size = sum(self._files.sizes[self._top + entry.name] for entry in entries)
-        workers = (os.cpu_count() or 1) if size > THREADED_BYTES * len(entries) else 1
+        workers = usable_cores() if size > THREADED_BYTES * len(entries) else 1
         with ThreadPoolExecutor(workers) as pool:
             results: list[Result] = []
             for result in pool.map(work, entries) if workers > 1 else map(work, entries):

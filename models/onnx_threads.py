@@ -5,7 +5,6 @@ An arena for each keeps the intermediate values of each: with two own blocks of 
 took 9.2 MiB, of which 3.4 are its weights, and takes 3.8 with one arena for all.
 """
 
-import os
 from contextlib import suppress
 from functools import cache
 
@@ -15,11 +14,6 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 # The arena grows by what is asked of it. Growing by doubling, the default, also doubles up to a request that
 # fails: after a huge one the next small one took nearly all of the machine's memory.
 AS_REQUESTED = {"arena_extend_strategy": 1}
-
-
-def usable_cores() -> int:
-    """Return the cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache  # it can be set once in a process, before the first session

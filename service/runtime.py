@@ -10,8 +10,9 @@ from typing import Literal
 
 import onnxruntime as ort
 
+from models.cores import usable_cores
 from models.errors import InvalidConfig
-from models.onnx_threads import share_threads, shared_threads_options, usable_cores
+from models.onnx_threads import share_threads, shared_threads_options
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 CUDA_OPTIONS = {"use_tf32": "0"}  # TF32 keeps 10 bits of mantissa: golden samples would not hold

@@ -3,13 +3,14 @@
 import json
 import re
 import sys
+from importlib.metadata import EntryPoint, entry_points, version
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from evolve.config import preset_names, setting_names
-from models.cli import main
+from models.cli import COMMAND_GROUP, main
 from models.store import Store
 from tests.conftest import TINY_ROOT, draw_image_folder
 
@@ -75,7 +76,22 @@ def test_nothing_is_cut_in_a_terminal_of_80_columns(
     assert "random:depth=4,image_size=32" in texts[0]
     assert ", ".join(preset_names()) in texts[1]
     assert ", ".join(setting_names()) in texts[1]
+    assert "or a Ray cluster (mu2net[ray])." in texts[1]  # brackets are no markup
     assert not [text for text in texts if "…" in text]
+
+
+def test_help_shows_every_command_and_one_command_imports_no_other(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = cli.succeed("--help")
+    for name in (point.name for point in entry_points(group=COMMAND_GROUP)):
+        assert re.search(rf"│ {name} ", everything), name
+    assert cli.succeed("--version") == f"{version('mu2net')}\n"
+    broken = [EntryPoint("tasks", "models.commands:tasks", COMMAND_GROUP), EntryPoint("evolve", "no.such:x", "x")]
+    monkeypatch.setattr("models.cli.entry_points", lambda group: broken)
+    assert "Print one JSON object" in cli.succeed("tasks", "--help")
+    assert "Not installed here: evolve (they come with 'mu2net[evolve]')." in cli.succeed("--help")
+    assert cli.fail("evolve") == (
+        "error: the command 'evolve' is not installed here (No module named 'no'): install mu2net[evolve]"
+    )
 
 
 def test_a_damaged_journal_says_what_can_be_done(cli: Cli, tiny_store: Path, toy_folder: Path) -> None:
@@ -166,7 +182,7 @@ def test_what_the_system_refuses_is_one_line(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_before_a_command_runs_ends_with_130(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted() -> None:
+    def interrupted(_: str) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("models.cli.build_app", interrupted)

@@ -25,7 +25,7 @@ from benchmarks import results
 from benchmarks.reload.moves import TRAFFIC, Move, Workload
 from benchmarks.reload.traffic import Reply, Traffic
 from evolve.publish import create_store
-from models.onnx_threads import usable_cores
+from models.cores import usable_cores
 from models.root import load_root
 
 COMMAND = "uv run python -m benchmarks.reload"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from models.onnx_threads import share_threads, shared_threads_options, usable_cores
+from models.cores import usable_cores
+from models.onnx_threads import share_threads, shared_threads_options
 from models.preprocess import load_pixels
 
 
