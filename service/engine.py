@@ -8,9 +8,9 @@ not depend on its neighbours.
 import hashlib
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 from jaxtyping import Float, UInt8
 
 from models.errors import InvalidRoute
@@ -18,23 +18,28 @@ from models.names import RouteId, SubgraphId, TaskName
 from models.network import LAYER_NORM_EPS
 from models.route import Route
 from models.weights import Weights
-from service.runtime import Runtime
+from service.device import Device, DeviceBatch, Place
 
 Pixels = UInt8[np.ndarray, "size size 3"]
 Logits = Float[np.ndarray, " classes"]
+Batch = np.ndarray | DeviceBatch  # float32 or uint8 [rows, ...]
 
 
 class Subgraph:
     """An embedding or a block as an ONNX Runtime session."""
 
-    def __init__(self, subgraph_id: SubgraphId, path: Path, runtime: Runtime) -> None:
+    def __init__(self, subgraph_id: SubgraphId, session: ort.InferenceSession, device: Device | None = None) -> None:
         self.id = subgraph_id
-        self._session = runtime.session(path)
+        self._session = session
+        self._device = device
         self._input = self._session.get_inputs()[0].name
         self._outputs = [self._session.get_outputs()[0].name]
 
-    def run(self, batch: np.ndarray) -> Float[np.ndarray, "batch tokens dim"]:
-        result: np.ndarray = self._session.run(self._outputs, {self._input: batch})[0]
+    def run(self, places: Sequence[Place]) -> Batch:
+        """Return the tokens of the rows at `places`, on the device if there is one."""
+        if self._device is not None:
+            return self._device.run(self._session, self._input, self._outputs[0], places)
+        result: np.ndarray = self._session.run(self._outputs, {self._input: _gather(places)})[0]
         return result
 
 
@@ -62,8 +67,8 @@ class Head:
     def num_classes(self) -> int:
         return len(self._bias)
 
-    def run(self, tokens: Float[np.ndarray, "batch tokens dim"]) -> Float[np.ndarray, "batch classes"]:
-        cls = tokens[:, 0]  # (B, D)
+    def run(self, places: Sequence[Place]) -> Float[np.ndarray, "batch classes"]:
+        cls = _first_tokens(places)  # (B, D)
         centred = cls - cls.mean(axis=1, keepdims=True)
         variance = np.square(centred).mean(axis=1, keepdims=True)
         features = centred / np.sqrt(variance + np.float32(LAYER_NORM_EPS)) * self._scale + self._shift
@@ -106,7 +111,6 @@ class Row:
 
 
 Key = tuple[int, bytes]  # an image and the way it came
-Place = tuple[np.ndarray, int]  # a batch and an index in it
 Observe = Callable[[SubgraphId, int], None]  # told which subgraph ran, with how many rows
 
 
@@ -132,6 +136,7 @@ def run_in_pieces(rows: Sequence[Row], observe: Observe | None = None) -> Genera
         ended = [i for i in waiting if len(rows[i].route.stages) == depth + 1]
         for i in ended:
             batch, index = places[_key(rows[i], depth)]
+            assert isinstance(batch, np.ndarray), "a route ends with a head, whose answers are here"
             logits[i] = batch[index]
         waiting = [i for i in waiting if logits[i] is None]
         depth += 1
@@ -150,7 +155,7 @@ def _run_depth(rows: Sequence[Row], depth: int, places: dict[Key, Place], observ
         groups.setdefault((stage.id, source[0].shape[1:]), {})[_key(row, depth)] = source
     results: dict[Key, Place] = {}
     for (subgraph, _), sources in groups.items():
-        batch = stages[subgraph].run(_gather(list(sources.values())))
+        batch = stages[subgraph].run(list(sources.values()))
         results.update((key, (batch, index)) for index, key in enumerate(sources))
         if observe is not None:
             observe(subgraph, len(sources))
@@ -161,9 +166,18 @@ def _key(row: Row, depth: int) -> Key:
     return id(row.pixels), row.route.prefixes[depth] if depth >= 0 else b""
 
 
-def _gather(places: list[Place]) -> np.ndarray:
+def _gather(places: Sequence[Place]) -> np.ndarray:
     """Return the batch of all places, without a copy where it is a whole batch already."""
     first = places[0][0]
     if len(first) == len(places) and all(batch is first and index == i for i, (batch, index) in enumerate(places)):
-        return first
-    return np.stack([batch[index] for batch, index in places])
+        return _here(first)
+    return np.stack([_here(batch)[index] for batch, index in places])
+
+
+def _first_tokens(places: Sequence[Place]) -> Float[np.ndarray, "rows dim"]:
+    return np.stack([b.first_tokens[i] if isinstance(b, DeviceBatch) else b[i, 0] for b, i in places])
+
+
+def _here(batch: Batch) -> np.ndarray:
+    assert isinstance(batch, np.ndarray), "without a device all batches are arrays"
+    return batch

@@ -12,8 +12,10 @@ from models.release import Release, unknown_task
 from models.route import Route, Stage
 from models.store import Store
 from models.weights import Weights, deserialize
+from service.device import Device
 from service.engine import Head, LoadedRoute, LoadedStage, Subgraph
-from service.runtime import Runtime
+from service.prepared import PreparedGraphs
+from service.runtime import CUDA, Runtime
 
 log = logging.getLogger("mu2net.release")
 
@@ -43,8 +45,10 @@ class LoadedRelease:
 class StagePool:
     """The stages that any live release uses, by digest. Used from one thread only, the watcher's."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, prepared: PreparedGraphs | None = None, device: Device | None = None) -> None:
         self._runtime = runtime
+        self._prepared = prepared
+        self._device = Device(runtime) if device is None and runtime.provider == CUDA else device
         self._stages: WeakValueDictionary[SubgraphId, LoadedStage] = WeakValueDictionary()
 
     @property
@@ -54,6 +58,11 @@ class StagePool:
     def held(self) -> set[SubgraphId]:
         """Return the subgraphs that are in memory now."""
         return set(self._stages)
+
+    def trim(self) -> None:
+        """Delete prepared files that no server of this machine has used for long."""
+        if self._prepared is not None:
+            self._prepared.trim(self.held())
 
     def load_release(self, store: Store, number: int, residents: Sequence[LoadedRelease]) -> LoadedRelease:
         """Load release `number`; what a resident release holds is neither read nor made again.
@@ -97,7 +106,9 @@ class StagePool:
         for component in stage.components:  # read by the session, at the offsets that the graph has
             store.object_path(component.id, "safetensors", needed_by=needed_by)
         path = store.object_path(stage.subgraph, "onnx", needed_by=needed_by)
-        return Subgraph(stage.subgraph, path, self._runtime)
+        prepared = self._prepared
+        session = self._runtime.session(path) if prepared is None else prepared.session(stage.subgraph, path)
+        return Subgraph(stage.subgraph, session, self._device)
 
     def _load_head(self, store: Store, stage: Stage, *, needed_by: str) -> LoadedStage:
         def weights(component: ComponentRecord) -> Weights:

@@ -246,10 +246,12 @@ class Watcher:
                 self.status = WatchStatus(last, self.status.failure)
 
     def _trim_cache(self) -> None:
-        """Now and then delete what is kept here of a store behind a URL and neither it nor a resident release has."""
+        """Now and then delete what is kept on this machine and nothing here needs: packed weights, and what neither a
+        resident release nor the store behind a URL has."""
         if self._store is None or self._serving() is None or time.monotonic() < self._trim_at:
             return
         self._trim_at = time.monotonic() + TRIM_PAUSE_S
+        self._pool.trim()
         routes = [route for held in self._residents.held for route in held.routes.values()]
         in_use = {name for route in routes for name in (*route_objects(route.route), object_name(route.id, "json"))}
         try:

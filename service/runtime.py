@@ -5,6 +5,7 @@ import io
 import logging
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -12,16 +13,22 @@ import onnxruntime as ort
 
 from models.cores import usable_cores
 from models.errors import InvalidConfig
-from models.onnx_threads import share_threads, shared_threads_options
+from models.onnx_threads import AS_REQUESTED, share_threads, shared_threads_options
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 CUDA_OPTIONS = {"use_tf32": "0"}  # TF32 keeps 10 bits of mantissa: golden samples would not hold
+LARGE_BYTES = 4096  # weights from this size on are mapped; smaller ones would fill a page each
 LOG_ERRORS, LOG_FATAL = 3, 4  # ONNX Runtime's severities
 
-# A whole ONNX model of one Identity node, to try a device with before there is a store.
-IDENTITY = (
-    b'\x08\x08:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
-    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
+# Two whole ONNX models of one node each, so that no file and no ONNX library is needed; tests read them.
+COPY = (  # Identity: x uint8 [n] -> y uint8 [n]
+    b'\x08\x08:9\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x10\n\x01x\x12\x0b\n\t\x08\x02\x12\x05\n\x03\x12\x01n'
+    b"b\x10\n\x01y\x12\x0b\n\t\x08\x02\x12\x05\n\x03\x12\x01nB\x04\n\x00\x10\r"
+)
+FIRST_TOKENS = (  # Gather of index 0 on axis 1: x uint8 [n, l, d] -> y uint8 [n, d]
+    b'\x08\x08:g\n\x1e\n\x01x\n\x01i\x12\x01y"\x06Gather*\x0b\n\x04axis\x18\x01\xa0\x01\x02\x12\x01g*\x0f\x10\x07B\x01iJ\x08'
+    b"\x00\x00\x00\x00\x00\x00\x00\x00Z\x1a\n\x01x\x12\x15\n\x13\x08\x02\x12\x0f\n\x03\x12\x01n\n\x03\x12\x01l\n\x03\x12\x01d"
+    b"b\x15\n\x01y\x12\x10\n\x0e\x08\x02\x12\n\n\x03\x12\x01n\n\x03\x12\x01dB\x04\n\x00\x10\r"
 )
 
 log = logging.getLogger("mu2net.runtime")
@@ -36,7 +43,23 @@ class Runtime:
     version: str = ort.__version__
 
     def session(self, model: Path | bytes) -> ort.InferenceSession:
+        return self._session(model, shared_threads_options())
+
+    def save_prepared(self, model: Path, target: Path) -> bytes:
+        """Write `model` to `target` as it is run on this machine; return the file beside it with its large weights."""
         options = shared_threads_options()
+        options.optimized_model_filepath = str(target)
+        weights = target.with_suffix(".weights")
+        for name, value in {
+            "session.optimized_model_external_initializers_file_name": weights.name,
+            "session.optimized_model_external_initializers_min_size_in_bytes": str(LARGE_BYTES),
+            "session.save_external_prepacked_constant_initializers": "1",
+        }.items():
+            options.add_session_config_entry(name, value)
+        self._session(model, options)
+        return weights.read_bytes() if weights.exists() else b""
+
+    def _session(self, model: Path | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
         options.log_severity_level = LOG_ERRORS
         providers = [(CUDA, CUDA_OPTIONS), CPU] if self.provider == CUDA else [CPU]
         source = model if isinstance(model, bytes) else str(model)
@@ -57,9 +80,21 @@ def start_runtime(device: Literal["auto", "cpu", "cuda"], threads: int) -> Runti
     if device == "cuda" and reason:
         raise InvalidConfig(f"MU2NET_DEVICE is cuda, but {reason}: mend that, or set it to auto or cpu")
     runtime = Runtime(CPU if reason else CUDA, threads)
+    if runtime.provider == CUDA:
+        _share_device_memory()
     log.info("engine on %s, %d threads, ONNX Runtime %s; CUDA: %s", runtime.provider, threads, runtime.version,
              reason or "used")  # fmt: skip
     return runtime
+
+
+@cache  # as share_threads: it can be done once in a process
+def _share_device_memory() -> None:
+    """Give all sessions one arena on the device; with one each, every subgraph would keep its own activations."""
+    memory = ort.OrtMemoryInfo("Cuda", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    try:
+        ort.create_and_register_allocator_v2(CUDA, memory, CUDA_OPTIONS, ort.OrtArenaCfg(AS_REQUESTED))
+    except RuntimeError as error:
+        log.warning("every session has device memory of its own, so tasks cost more of it: %s", error)
 
 
 def _why_no_cuda() -> str | None:
@@ -78,10 +113,11 @@ def _why_no_cuda() -> str | None:
         ort.preload_dlls()
     ort.set_default_logger_severity(LOG_FATAL)
     try:
-        providers = Runtime(CUDA, 0).session(IDENTITY).get_providers()
+        providers = Runtime(CUDA, 0).session(COPY).get_providers()
     finally:
         ort.set_default_logger_severity(LOG_ERRORS)
     if CUDA in providers:
         return None
     missing = complaints.getvalue().strip().splitlines()
-    return f"its libraries do not load ({missing[0] if missing else 'install mu2net[gpu]'})"
+    # torch brings most of them, but not all: cuRAND is missing beside it
+    return f"its libraries do not load ({missing[0] if missing else 'it says not which'}): install mu2net[gpu]"

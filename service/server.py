@@ -13,6 +13,7 @@ from service.batcher import Batcher
 from service.keys import KeyRing
 from service.metrics import Metrics
 from service.predictor import Predictor
+from service.prepared import prepared_graphs
 from service.rate_limit import RateLimit
 from service.release import StagePool
 from service.reload import Watcher
@@ -87,7 +88,7 @@ def build_server(settings: Settings, metrics: Metrics, tracer: Tracer | None = N
 
     watcher = Watcher(
         settings.store,
-        StagePool(runtime),
+        StagePool(runtime, prepared_graphs(settings.cache, runtime)),
         lambda rows: batcher.run_in_turns(engine.run_in_pieces(rows, metrics.count_subgraph)),
         residents,
         cache=settings.cache,

@@ -24,7 +24,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True)
 
     store: str = Field(description="the store to serve from: a folder, or a URL such as s3://...")
-    cache: Path | None = Field(None, description="folder that keeps what was read of a store behind a URL")
+    cache: Path | None = Field(None, description="folder for packed weights and copies of a remote store")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA where it is usable")
     engine_threads: int = Field(0, ge=0, le=1024, description="threads of arithmetic; 0 takes every usable core")
     decode_threads: int = Field(2, ge=1, le=256, description="threads that decode images")

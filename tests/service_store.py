@@ -49,8 +49,8 @@ class TaskPlan:
     private: bool = False
 
 
-def make_store(folder: Path, *plans: TaskPlan) -> Store:
-    store = create_store(folder, load_root(ROOT))
+def make_store(folder: Path, *plans: TaskPlan, root: str = ROOT) -> Store:
+    store = create_store(folder, load_root(root))
     for plan in plans:
         add_task(store, plan)
     return store

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import httpx
+import onnxruntime
 import pytest
 import yaml
 
@@ -46,6 +47,20 @@ def test_the_gpu_image_differs_in_its_packages_and_its_device_alone() -> None:
     assert {line.split("-")[0] for line in packages("requirements-gpu.txt") - packages("requirements.txt")} == {
         "nvidia"
     }
+
+
+def test_the_gpu_packages_have_what_onnx_runtime_needs_of_cuda() -> None:
+    """torch brings most of it and hides what is missing, cuRAND say: a serving install has these packages alone."""
+    provider = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    if not provider.exists():
+        pytest.skip("this ONNX Runtime is built without CUDA")
+    with provider.open("rb") as file:
+        names = re.findall(rb"\0lib(cu\w+?)\.so\.\d+(?=\0)", file.read(5_000_000))  # of the libraries it is linked to
+    packages = {"cublas": "cublas", "cublasLt": "cublas", "cudart": "cuda-runtime", "curand": "curand"}
+    needed = {packages[name.decode()] for name in names if name != b"cuda"}  # which comes with the driver
+    assert needed
+    requirements = (ROOT / "service" / "requirements-gpu.txt").read_text()
+    assert all(f"\nnvidia-{package}==" in requirements for package in needed)
 
 
 def copy_tracked_files(folder: Path) -> Path:

@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
-from models.errors import DamagedObject, InvalidRoute
+from models.errors import DamagedObject, InvalidConfig, InvalidRoute
 from models.names import SubgraphId, TaskName
 from models.store import Store
 from service import engine
-from service.engine import Head, LoadedStage, Row
+from service.device import Device, Place
+from service.engine import Batch, Head, LoadedStage, Row
 from service.release import LoadedRelease, StagePool
-from service.runtime import start_runtime
+from service.runtime import COPY, FIRST_TOKENS, start_runtime
 from tests.service_store import TaskPlan, add_task, make_store, torch_logits
 
 PLANS = (
@@ -32,13 +34,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return make_store(tmp_path_factory.mktemp("engine") / "store", *PLANS)
 
 
-@pytest.fixture(scope="module")
-def release(store: Store) -> LoadedRelease:
-    return load(store)
+@pytest.fixture(scope="module", params=["arrays", "device"])
+def release(store: Store, request: pytest.FixtureRequest) -> LoadedRelease:
+    """The release with activations as arrays, and bound to memory by the code that CUDA takes, here the CPU's."""
+    runtime = start_runtime("cpu", 1)
+    return load(store, Device(runtime, "cpu") if request.param == "device" else None)
 
 
-def load(store: Store) -> LoadedRelease:
-    return StagePool(start_runtime("cpu", 1)).load_release(store, store.current().release, [])
+def load(store: Store, device: Device | None = None) -> LoadedRelease:
+    return StagePool(start_runtime("cpu", 1), device=device).load_release(store, store.current().release, [])
 
 
 def rows_of_every_task(release: LoadedRelease, images: int = 2, seed: int = 0) -> list[Row]:
@@ -86,9 +90,9 @@ class Counted:
         self._stage = stage
         self._counts = counts
 
-    def run(self, batch: np.ndarray) -> np.ndarray:
-        self._counts[self.id, len(batch)] += 1
-        return self._stage.run(batch)
+    def run(self, places: Sequence[Place]) -> Batch:
+        self._counts[self.id, len(places)] += 1
+        return self._stage.run(places)
 
 
 def count_runs(rows: Sequence[Row], monkeypatch: pytest.MonkeyPatch) -> "Counter[tuple[SubgraphId, int]]":
@@ -172,3 +176,28 @@ def test_a_head_that_does_not_fit_is_told() -> None:
         Head(SubgraphId("x"), norm, head)
     with pytest.raises(InvalidRoute, match="its norm or head has no tensor 'bias'"):
         Head(SubgraphId("x"), {"weight": norm["weight"]}, head)
+
+
+def test_the_graphs_that_move_rows_are_what_they_say() -> None:
+    for graph, op, rank in ((COPY, "Identity", 1), (FIRST_TOKENS, "Gather", 3)):
+        model = onnx.load_from_string(graph)
+        onnx.checker.check_model(model, full_check=True)
+        (node,) = model.graph.node
+        assert node.op_type == op
+        assert len(model.graph.input[0].type.tensor_type.shape.dim) == rank
+    assert (node.attribute[0].name, node.attribute[0].i) == ("axis", 1)
+
+
+@pytest.mark.gpu
+def test_the_engine_answers_on_cuda_as_on_the_cpu(store: Store) -> None:
+    """Skipped where there is no GPU; where its libraries are missing this fails."""
+    try:
+        runtime = start_runtime("cuda", 1)
+    except InvalidConfig as error:
+        if "NVIDIA driver" not in str(error):
+            raise
+        pytest.skip(f"needs an NVIDIA GPU: {error}")
+    on_cuda = StagePool(runtime).load_release(store, store.current().release, [])
+    expected, found = (engine.run(rows_of_every_task(release)) for release in (load(store), on_cuda))
+    for logits, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(logits, wanted, atol=1e-3)
