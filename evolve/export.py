@@ -101,11 +101,12 @@ def embed_graph(
     )
     graph.node("Reshape", ["grid", graph.constant("flat", np.array([0, dim, tokens - 1], np.int64))], "columns")
     graph.node("Transpose", ["columns"], "patches", perm=[0, 2, 1])
-    graph.node("Shape", ["pixels"], "batch", start=0, end=1)
-    graph.node("Concat", ["batch", graph.constant("one_token", np.array([1, dim], np.int64))], "cls_shape", axis=0)
-    graph.node("Expand", ["cls_token", "cls_shape"], "cls")
-    graph.node("Concat", ["cls", "patches"], "unplaced", axis=1)
-    graph.node("Add", ["unplaced", "pos_embed"], "tokens")
+    # The class token is one of the added places, so that no node asks for the batch's size: such nodes run on the CPU.
+    front, behind = np.array([0, 1, 0, 0, 0, 0], np.int64), np.array([0, 0, 0, 0, tokens - 1, 0], np.int64)
+    graph.node("Pad", ["cls_token", graph.constant("behind", behind)], "cls")
+    graph.node("Add", ["pos_embed", "cls"], "places")
+    graph.node("Pad", ["patches", graph.constant("front", front)], "unplaced")
+    graph.node("Add", ["unplaced", "places"], "tokens")
     size = [image_size, image_size, 3]
     return graph.model(
         "embed",

@@ -187,6 +187,8 @@ class Watcher:
         used = _subgraphs(release)
         kept = {subgraph for held in self._residents.held for subgraph in _subgraphs(held)}
         self._retired += map(weakref.ref, dropped)
+        if not dropped:
+            give_back()  # what reading the store took; else when the old release has ended
         cost = ReloadCost(
             seconds=time.monotonic() - started,
             bytes_read=store.bytes_read - bytes_before,

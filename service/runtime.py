@@ -59,6 +59,13 @@ class Runtime:
         self._session(model, options)
         return weights.read_bytes() if weights.exists() else b""
 
+    def nodes_elsewhere(self, model: Path | bytes) -> int:
+        """Return how many nodes of a model run on another provider than this one."""
+        options = shared_threads_options()
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        found = self._session(model, options).get_provider_graph_assignment_info()
+        return sum(len(part.get_nodes()) for part in found if part.ep_name != self.provider)
+
     def _session(self, model: Path | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
         options.log_severity_level = LOG_ERRORS
         providers = [(CUDA, CUDA_OPTIONS), CPU] if self.provider == CUDA else [CPU]

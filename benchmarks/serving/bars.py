@@ -26,9 +26,9 @@ def bars(raw: Raw) -> list[Bar]:
         at_least("serving-8", _of(raw, lambda r: r["int8-speed"]["speedup"]), 2.0),
         at_most("serving-9", _of(raw, lambda r: r["int8-accuracy"]["most_points_lost"]), 0.5),
         at_most("serving-10", _of(raw, _one_more), 1.0),
-        at_most("serving-11", None, 0),
-        at_least("serving-12", None, 0.70),
-        at_most("serving-13", None, 1.05),
+        at_most("serving-11", _of(raw, lambda r: r["gpu"]["nodes_on_cpu"]), 0),
+        at_least("serving-12", _of(raw, lambda r: r["gpu"]["mixed"] / r["gpu"]["one_task"]), 0.70),
+        at_most("serving-13", _of(raw, lambda r: r["gpu"]["memory_mib"]["50"] / r["gpu"]["memory_mib"]["5"]), 1.05),
     ]
 
 

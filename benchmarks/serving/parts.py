@@ -13,6 +13,7 @@ import onnxruntime as ort
 from PIL import Image
 
 from benchmarks.serving.client import Load
+from benchmarks.serving.gpu import gpu
 from benchmarks.serving.routes import FIXED, HEAVY, LIGHT, Mix, export_whole, make_store, task_name
 from benchmarks.serving.systems import PEERS, Place, System, SystemName, tasks_of
 from models.onnx_threads import shared_threads_options
@@ -117,6 +118,17 @@ def chain(folder: Path) -> Raw:
     return raw
 
 
+def on_gpu(folder: Path) -> Raw:
+    """The bars of a GPU.
+
+    Raises:
+        InvalidConfig: there is none, or its libraries are missing.
+    """
+    runtime = start_runtime("cuda", 0)
+    place = prepare(folder, FIXED, 100)
+    return gpu(runtime, Store.open(place.folder / place.store))
+
+
 def _loaded(place: Place) -> LoadedRelease:
     store = Store.open(place.folder / place.store)
     return StagePool(start_runtime("cpu", 0)).load_release(store, store.current().release, [])
@@ -190,4 +202,5 @@ PARTS: dict[str, Callable[[Path], Raw]] = {
     "fixed-20": fixed_20,
     "fixed-100": fixed_100,
     "heavy": heavy,
+    "gpu": on_gpu,
 }
