@@ -82,7 +82,11 @@ def _accelerator() -> str | None:
 
 
 def commit() -> str:
-    """Return the commit that was measured, with a mark if the files differ from it."""
+    """Return the commit that was measured, with a mark if other files than results differ from it."""
     folder = Path(__file__).parents[1]
-    described = ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
-    return subprocess.run(described, cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+    return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
