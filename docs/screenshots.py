@@ -40,7 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        picture(browser, arguments.url, arguments.image, "console", scheme="light", width=1080)
+        picture(browser, arguments.url, arguments.image, "console", scheme="light", width=1080, height=2420)
         picture(browser, arguments.url, arguments.image, "console-phone", scheme="dark", width=390, height=1360)
 
 

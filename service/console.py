@@ -1,6 +1,8 @@
 """The console: one page at `/` for people, which does nothing that the HTTP interface does not offer to all.
 
-Its files lie in `service/page` as they are sent: no build step, nothing from elsewhere.
+At `/docs` is what that interface offers, made from /openapi.json: FastAPI's own page would have every reader's browser
+fetch its scripts from elsewhere, and be empty in a closed network. The files of both lie in `service/page` as they are
+sent: no build step, nothing from elsewhere.
 """
 
 from pathlib import Path
@@ -23,10 +25,14 @@ HEADERS = {
 
 
 def install(app: FastAPI) -> None:
-    """Serve the page at `/` and its files below `/console`, to everybody: it holds no data of its own."""
+    """Serve the pages and, below `/console`, their files, to everybody: they hold no data of their own."""
 
     @app.get("/", include_in_schema=False)
     def page() -> FileResponse:
         return FileResponse(PAGE / "index.html", headers=HEADERS)
+
+    @app.get("/docs", include_in_schema=False)
+    def docs() -> FileResponse:
+        return FileResponse(PAGE / "docs.html", headers=HEADERS)
 
     app.mount("/console", StaticFiles(directory=PAGE))

@@ -42,6 +42,8 @@ def create_app() -> FastAPI:
         title="mu2net",
         version="1",
         description="One growing vision transformer, many tasks.",
+        docs_url=None,  # the console has its own
+        redoc_url=None,
         dependencies=[Depends(KEY), Depends(refuse_unknown_parameters)],
     )
     app.add_middleware(Observed)

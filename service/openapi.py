@@ -7,6 +7,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from service import errors
+from service.examples import add_examples
 from service.schemas import Problem, Readiness
 from service.tensors import JSON_LENGTH_HEADER, InferenceRequest
 
@@ -56,6 +57,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
         for operation in path.values():
             operation["responses"] |= refusals  # FastAPI itself tells of a 422 that is never sent
     found["paths"] |= _operators_paths()
+    add_examples(found)
     return found
 
 

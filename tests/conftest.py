@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,10 +13,14 @@ from evolve.config import EvolveConfig
 from evolve.loop import evolve_task
 from evolve.publish import create_store
 from evolve.task import Task, load_task
+from models.cores import usable_cores
 from models.names import TaskName
 from models.root import load_root
 from models.store import Store
 from tests.s3_server import S3Server
+
+if TYPE_CHECKING:
+    from tests.real_server import RealServer
 
 TINY_ROOT = "random:embed_dim=16,depth=2,num_heads=2,patch_size=8,image_size=16"
 TINY_CONFIG = EvolveConfig(
@@ -27,6 +32,7 @@ TINY_CONFIG = EvolveConfig(
     learning_rate=0.05,
     threads=1,
 )
+MAX_PROCESSES = 4  # of a whole suite: the longest file bounds what more would bring
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 
 
@@ -41,6 +47,17 @@ def draw_image_folder(folder: Path, *, images_per_class: int = 10, seed: int = 0
             ImageDraw.Draw(image).rectangle((left, top, left + 11, top + 11), fill=colour)
             image.save(folder / label / f"{index}.png")
     return folder
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Have the whole suite run on all cores, file by file; tests that are chosen run in this process, as ever."""
+    option = config.option
+    is_whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS and option.markexpr == "not slow"
+    is_told = option.numprocesses is not None or option.usepdb or option.collectonly
+    if is_whole and not is_told and not hasattr(config, "workerinput") and usable_cores() > 1:
+        option.numprocesses = min(usable_cores(), MAX_PROCESSES)
+        option.dist, option.loadscopereorder = "loadfile", False
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +102,14 @@ def s3(_s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     for name, value in _s3_server.environment.items():
         monkeypatch.setenv(name, value)
     return _s3_server
+
+
+@pytest.fixture(scope="session")
+def real_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[RealServer]":
+    from tests.real_server import serving  # takes a second to import, for two tests
+
+    with serving(tmp_path_factory.mktemp("real")) as server:
+        yield server
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ from models.names import TaskName
 from models.store import Store
 from service.keys import add_key, new_key
 from tests.drawn import draw_folder, zipped
+from tests.listening import listening
 from tests.service_store import TaskPlan, make_store, store_route
-from tests.test_serve_process import picture, running, wait_until
+from tests.test_serve_process import picture
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # No sandbox: CI runs as root. The rest keeps the browser from calling home.
@@ -39,9 +40,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture(scope="module")
-def client(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    with running(store.folder, tmp_path_factory.mktemp("home")) as (server, client):
-        wait_until(server, lambda: client.get("/readyz").is_success)
+def client(store: Store) -> Iterator[httpx.Client]:
+    with listening(store.folder) as (url, _), httpx.Client(base_url=url, timeout=30) as client:
         yield client
 
 
@@ -186,6 +186,22 @@ def test_a_key_goes_with_each_request_and_stays_in_the_tab(page: Page) -> None:
     assert page.evaluate("[sessionStorage.length, localStorage.length, document.cookie]") == [1, 0, ""]
 
 
+def test_the_interface_is_told_without_help_from_elsewhere(page: Page, client: httpx.Client) -> None:
+    page.get_by_role("link", name="API").click()
+    expect(page.locator("#operations details")).to_have_count(
+        sum(len(methods) for methods in client.get("/openapi.json").json()["paths"].values())
+    )
+    entry = page.locator("details", has_text="POST /v1/tasks/{task}/classify")
+    expect(entry.locator("dl").first).to_be_hidden()
+    entry.locator("summary").focus()
+    page.keyboard.press("Enter")
+    expect(entry.locator("dl").first).to_contain_text("top_k (query) integer")
+    expect(entry.locator("pre")).to_contain_text('"label": "rose"')
+    page.set_viewport_size({"width": 360, "height": 700})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.goto(str(client.base_url))
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_in_dark_and_light(browser: Browser, client: httpx.Client, scheme: str) -> None:
     with browser.new_context(color_scheme=scheme, viewport={"width": 360, "height": 700}) as context:  # type: ignore[arg-type]
@@ -200,7 +216,7 @@ def test_it_fits_a_phone_in_dark_and_light(browser: Browser, client: httpx.Clien
 
 
 def test_a_server_with_keys_is_used_with_one(browser: Browser, client: httpx.Client, store: Store) -> None:
-    key, token = new_key("console", classify=("all",), manages=("releases",), rate=None)
+    key, token = new_key("console", classify=("all",), manages=(), rate=None)
     add_key(store.files, key)
     try:
         with browser.new_context() as context:
@@ -211,6 +227,8 @@ def test_a_server_with_keys_is_used_with_one(browser: Browser, client: httpx.Cli
             page.get_by_role("button", name="Use").click()
             expect(page.locator("#task-table tbody tr")).to_have_count(3)
             expect(page.get_by_role("alert")).to_be_hidden()
+            expect(page.locator("#release-list li")).to_have_count(4)
+            expect(page.locator("#release-list")).not_to_contain_text("null")  # what this key may not know of
             choose_image(page)
             expect(page.locator(".answer")).to_have_count(3)
     finally:

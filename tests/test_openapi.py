@@ -16,6 +16,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from models.store import Store
+from service import schemas, v2
+from service.examples import ANSWERS
 from service.http import create_app
 from tests.listening import listening
 from tests.service_store import TaskPlan, make_store
@@ -26,7 +28,7 @@ CHECKS = [
     content_type_conformance,
     response_schema_conformance,
 ]
-EXAMPLES = 12  # of each operation: some 20 seconds in all
+EXAMPLES, MANY_EXAMPLES = 6, 80  # of each operation, always and in the slow test: some 8 seconds and some minutes
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +64,49 @@ def test_every_reference_leads_somewhere() -> None:
 
 
 # livez and readyz are BentoML's; another release than this server's would be another server
-@schema.exclude(path_regex="^/(livez|readyz)$|/(activate|resume)$").parametrize()
-@settings(
-    max_examples=EXAMPLES, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate],
+operations = schema.exclude(path_regex="^/(livez|readyz)$|/(activate|resume)$")
+thorough = settings(
+    deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
+
+
+@operations.parametrize()
+@settings(thorough, max_examples=EXAMPLES)
 def test_the_server_keeps_to_it(case: Any, url: str) -> None:
+    keep_to_it(case, url)
+
+
+@pytest.mark.slow
+@operations.parametrize()
+@settings(thorough, max_examples=MANY_EXAMPLES)
+def test_the_server_keeps_to_it_over_many_examples(case: Any, url: str) -> None:
+    keep_to_it(case, url)
+
+
+def keep_to_it(case: Any, url: str) -> None:
     case.call_and_validate(base_url=url, checks=CHECKS, headers={"host": httpx.URL(url).netloc.decode()})
+
+
+def test_every_parameter_and_every_answer_has_an_example_that_fits() -> None:
+    found = document()
+    for path, methods in found["paths"].items():
+        for operation in methods.values():
+            for parameter in operation.get("parameters", ()):
+                if parameter["in"] != "header":
+                    assert "example" in parameter, (path, parameter["name"])
+            for status, answer in operation["responses"].items():
+                for content in answer.get("content", {}).values():
+                    assert not status.startswith("2") or has_example(content.get("schema", {}), found), (path, status)
+    types = {name: kind for module in (schemas, v2) for name, kind in vars(module).items()}
+    for name, example in ANSWERS.items():
+        types[name].model_validate(example, strict=True)
+
+
+def has_example(schema: dict[str, Any], found: dict[str, Any]) -> bool:
+    if "$ref" in schema:
+        return "example" in found["components"]["schemas"][schema["$ref"].split("/")[-1]]
+    return "items" not in schema or has_example(schema["items"], found)
 
 
 def test_the_examples_work(url: str) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import tritonclient.http as triton
 from PIL import Image
 
 from models.errors import InvalidConfig, PortInUse, StoreError, StoreNotFound
@@ -129,6 +130,11 @@ def test_a_real_server_answers_and_takes_up_a_release_while_it_is_asked(tmp_path
             size = store.routes(store.release())[TaskName(task)].image_size
             expected = torch_logits(store, task, load_pixels(picture(), size)[None])[0]
             np.testing.assert_allclose(answer["results"][0]["logits"], expected, atol=1e-4)
+
+        with triton.InferenceServerClient(f"127.0.0.1:{client.base_url.port}") as other:  # through BentoML as well
+            given = triton.InferInput("image", [1], "BYTES")
+            given.set_data_from_numpy(np.array([picture()], object))
+            assert other.infer("second", [given]).as_numpy("probabilities").shape == (1, 3)
 
         refused = client.post("/v1/tasks/third/classify", files={"image": picture()})
         assert (refused.status_code, refused.headers["content-type"]) == (404, "application/problem+json")

@@ -14,12 +14,15 @@ import pytest
 from fastapi.testclient import TestClient
 
 from models.errors import InvalidConfig, InvalidInput, UnknownKey
+from models.jobs import JobRequest
+from models.names import TaskName
 from models.store import Store
 from service import key_commands
 from service.keys import KEYS_FILE, KeyList, Manages, add_key, new_key, read_keys, revoke_key
 from service.server import Server
+from tests.real_server import RealServer
 from tests.service_store import TaskPlan, make_store
-from tests.test_serve_process import environment, free_port, running
+from tests.test_serve_process import environment, free_port
 from tests.test_service_http import PATH, picture, problem, send, served, wait_for
 
 PLANS = (TaskPlan("first"), TaskPlan("second", seed=2), TaskPlan("secret", seed=3, private=True))
@@ -32,9 +35,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module")
 def keyed(store: Store) -> Iterator[tuple[TestClient, Server]]:
-    """A server that has had a key from the start."""
+    """A server that has had a key from the start, and a job of the private task."""
     make(store, classify=())
     with served(store.folder) as found:
+        found[1].queue.submit(JobRequest(TaskName("secret"), "iterate", "0" * 64, "5m", True, ()))
         yield found
 
 
@@ -142,11 +146,17 @@ def test_a_private_task_is_told_to_its_key_and_to_managers_alone(
         ask(client, token, "/v1/tasks/secret/classify")
         pages = [client.get(path) for path in ("/v1/tasks", "/v1/tasks/first", "/v1/releases/0/diff/3", "/v1/releases")]
         pages += [client.get("/v1/tasks/nothing"), client.post("/v1/classify", content=picture())]
+        pages += [client.get("/v1/jobs"), client.post("/v2/repository/index")]
+        (job,) = server.queue.jobs(limit=1)
+        asked = [f"/v1/jobs/{job.id}{more}" for more in ("", "/log")] + ["/v2/models/secret", "/v2/models/secret/ready"]
+        alone = [client.get(path).status_code for path in asked]
     finally:
         del client.headers["authorization"]
     assert [page.status_code for page in pages[:4]] == [200] * 4
     assert ("secret" in [task["task"] for task in pages[0].json()["tasks"]]) == is_told
     assert any("secret" in page.text for page in pages) == is_told
+    assert [("secret" in page.text) for page in pages[-2:]] == [is_told] * 2
+    assert alone == [200 if is_told else 404] * 4
     assert "secret" not in client.get("/metrics", headers=bearer(token)).text
 
 
@@ -312,27 +322,28 @@ uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="error", lif
 """
 
 
-def test_behind_a_proxy_nothing_is_written_without_a_key(tmp_path: Path) -> None:
+def test_behind_a_proxy_nothing_is_written_without_a_key(real_server: RealServer, tmp_path: Path) -> None:
     """The proxy is on this machine: every peer looks local, and claims to be, and so does the Host it sends."""
-    store = make_store(tmp_path / "store", TaskPlan("first", private=True))
-    path = "/v1/releases/0/activate"
-    with running(store.folder, tmp_path, host="0.0.0.0") as (_, direct):
-        port = free_port()
-        proxy = start_proxy(str(direct.base_url), port, tmp_path)
-        try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-                wait_for(lambda: is_up(client))
-                for claimed in ("127.0.0.1", "203.0.113.9"):
-                    refused = client.post(path, headers={"x-from": claimed})
-                    assert (refused.status_code, refused.json()["type"]) == (403, "urn:mu2net:writing-is-off")
-                    assert client.get("/v1/tasks").json()["tasks"] == []
-                assert direct.post(path).status_code == 403
-                token = make(store, manages=("releases",))
-                wait_for(lambda: client.post(path, headers=bearer(token)).status_code == 202)
-                assert direct.post(path).status_code == 401
-        finally:
-            proxy.terminate()
-            proxy.wait(30)
+    store, direct = real_server.store, real_server.client
+    path = "/v1/releases/2/activate"
+    port = free_port()
+    proxy = start_proxy(f"http://127.0.0.1:{direct.base_url.port}", port, tmp_path)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            wait_for(lambda: is_up(client))
+            for claimed in ("127.0.0.1", "203.0.113.9"):
+                refused = client.post(path, headers={"x-from": claimed})
+                assert (refused.status_code, refused.json()["type"]) == (403, "urn:mu2net:writing-is-off")
+                assert [task["task"] for task in client.get("/v1/tasks").json()["tasks"]] == ["first", "second"]
+            assert direct.post(path).status_code == 403
+            token = make(store, manages=("releases",))
+            wait_for(lambda: client.post(path, headers=bearer(token)).status_code == 202)
+            assert direct.post(path).status_code == 401
+    finally:
+        proxy.terminate()
+        proxy.wait(30)
+        (store.folder / KEYS_FILE).unlink(missing_ok=True)
+    wait_for(lambda: direct.get("/v1/tasks").is_success)
 
 
 def start_proxy(upstream: str, port: int, home: Path) -> "subprocess.Popen[bytes]":

@@ -19,8 +19,8 @@ from models.names import TaskName
 from models.preprocess import load_pixels
 from models.store import Store
 from service.keys import add_key, new_key
+from tests.listening import listening
 from tests.service_store import TaskPlan, make_store, torch_logits
-from tests.test_serve_process import running
 from tests.test_service_http import LIMITS, picture, problem, served
 
 PLANS = (TaskPlan("first", seed=1), TaskPlan("second", image_size=32, seed=2, num_classes=5))
@@ -33,12 +33,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture(scope="module")
-def asked(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[triton.InferenceServerClient]:
-    with running(store.folder, tmp_path_factory.mktemp("home")) as (_, client):
-        while not client.get("/readyz").is_success:
-            pass
-        with triton.InferenceServerClient(f"127.0.0.1:{client.base_url.port}") as found:
-            yield found
+def asked(store: Store) -> Iterator[triton.InferenceServerClient]:
+    with listening(store.folder) as (url, _), triton.InferenceServerClient(url.removeprefix("http://")) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

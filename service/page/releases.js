@@ -36,9 +36,14 @@ function row(release, list, changed) {
     { class: number === list.serving ? "live" : "" },
     el("strong", {}, `Release ${number}`),
     ...marks.map((mark) => el("span", { class: "mark" }, mark)),
-    el("span", { class: "reason" }, `${release.reason} · ${release.tasks} tasks · ${date(release.created_at)}`),
+    el("span", { class: "reason" }, facts_of(release)),
     el("span", { class: "actions" }, ...buttons),
   );
+}
+
+/** Reason and number of tasks are not told to who may not know of private ones. */
+function facts_of({ reason, tasks, created_at }) {
+  return [reason, tasks !== null && `${tasks} tasks`, date(created_at)].filter(Boolean).join(" · ");
 }
 
 async function diff(before, after) {
