@@ -47,8 +47,8 @@ def init(
     ],
     image_size: Annotated[int | None, typer.Option(help="Pixels; default: the root's own.")] = None,
     num_heads: Annotated[int | None, typer.Option(help="Of a checkpoint file whose heads are not 64 wide.")] = None,
-    mean: Annotated[Triple | None, typer.Option(help="Mean per channel that the root was trained with.")] = None,
-    std: Annotated[Triple | None, typer.Option(help="Standard deviation per channel.")] = None,
+    mean: Annotated[Triple | None, typer.Option(help="Mean per channel that the root was trained with: --mean .5 .5 .5")] = None,
+    std: Annotated[Triple | None, typer.Option(help="Standard deviation per channel: --std .5 .5 .5")] = None,
 ) -> None:
     """Make a store from a pretrained network, the root."""
     from evolve.publish import create_store
