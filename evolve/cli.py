@@ -47,7 +47,9 @@ def init(
     ],
     image_size: Annotated[int | None, typer.Option(help="Pixels; default: the root's own.")] = None,
     num_heads: Annotated[int | None, typer.Option(help="Of a checkpoint file whose heads are not 64 wide.")] = None,
-    mean: Annotated[Triple | None, typer.Option(help="Mean per channel that the root was trained with: --mean .5 .5 .5")] = None,
+    mean: Annotated[
+        Triple | None, typer.Option(help="Mean per channel in the root's training: --mean .5 .5 .5")
+    ] = None,
     std: Annotated[Triple | None, typer.Option(help="Standard deviation per channel: --std .5 .5 .5")] = None,
 ) -> None:
     """Make a store from a pretrained network, the root."""
