@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from evolve.config import preset_names, setting_names
 from evolve.executors import ExecutorOption, RayAddressOption, WorkersOption, open_executor
 from models.budget import parse_budget
-from models.commands import JsonOption, StoreArgument, accuracy_text
+from models.commands import JsonOption, StoreArgument, accuracy_text, plain_console
 from models.names import TaskName, parse_task_name
 from models.store import Store
 
@@ -59,7 +60,7 @@ def init(
     loaded = load_root(root, image_size=image_size, num_heads=num_heads, mean=mean, std=std)
     made = create_store(store, loaded)
     network, parameters = loaded.network, made.root().parameters
-    Console().print(
+    plain_console().print(
         f"Made {store}: root {root}, {network.depth} blocks of width {network.embed_dim}, {network.image_size} px, "
         f"{parameters:,} parameters.\nNext: mu2net evolve {store} TASK --data FOLDER_OR_ZIP",
         highlight=False,
@@ -215,10 +216,10 @@ def _evolve_one(
         if budget is not None:
             config = anytime_config(config, budget, opened.root(), loaded.train)
         for warning in loaded.describe().warnings():
-            console.print(f"[yellow]note:[/] {warning}", highlight=False)
+            console.print(note(warning))
         former = opened.routes(opened.release()).get(name)
         if former is not None and former.labels != loaded.labels:
-            console.print(f"[yellow]note:[/] {label_changes(former.labels, loaded.labels)}", highlight=False)
+            console.print(note(label_changes(former.labels, loaded.labels)))
         try:
             return evolve_task(
                 loaded,
@@ -263,6 +264,10 @@ def _print_outcome(name: TaskName, outcome: "Outcome") -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def note(text: str) -> Text:
+    return Text.assemble(("note:", "yellow"), " ", text)
 
 
 def label_changes(old: Sequence[str], new: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from models.commands import JsonOption, StoreArgument, accuracy_text, in_millions
+from models.commands import JsonOption, StoreArgument, accuracy_text, in_millions, plain_console
 from models.names import parse_task_name
 from models.store import Store
 
@@ -69,7 +69,7 @@ def _print_evaluation(title: str, evaluation: "Evaluation") -> None:
             accuracy_text(quality.precision),
             quality.most_confused_with or "",
         )
-    console = Console()
+    console = plain_console()
     console.print(table)
     console.print(
         f"accuracy {evaluation.accuracy:.4f} ± {evaluation.standard_error:.4f} (standard error) on "
@@ -144,7 +144,7 @@ def _print_baselines(name: str, budget: int, results: "list[BaselineResult]") ->
             f"{result.flops / 1e9:.3f}",
             f"{result.trained_images:,}",
         )
-    Console().print(table)
+    plain_console().print(table)
 
 
 def report(
@@ -156,4 +156,4 @@ def report(
     from evolve.report import write_report
 
     write_report(Store.open(store), output, release)
-    Console().print(f"wrote {output}", highlight=False, soft_wrap=True)
+    plain_console().print(f"wrote {output}", highlight=False, soft_wrap=True)

@@ -66,12 +66,22 @@ def tasks(store: StoreArgument, as_json: JsonOption = False) -> None:
             in_millions(cost.accounted_parameters),
             f"{cost.flops / cost.root_flops:.3f}",
         )
-    Console().print(table)
+    plain_console().print(table)
 
 
 def accuracy_text(accuracy: float | None) -> str:
     """Return an accuracy of 0 to 1 for people, a dash where none was measured."""
     return "–" if accuracy is None else f"{accuracy:.3f}"  # noqa: RUF001
+
+
+def plain_console() -> Console:
+    """Return where commands print what people have named: brackets in a name are no markup."""
+    return Console(markup=False)
+
+
+def moment(created_at: str) -> str:
+    """Return a time of a record, ISO 8601 in UTC, as short as a table of 80 columns wants it."""
+    return created_at[:16].replace("T", " ")
 
 
 def in_millions(parameters: float) -> str:

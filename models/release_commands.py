@@ -5,11 +5,11 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from models.collect import collect
-from models.commands import JsonOption, StoreArgument, accuracy_text, in_millions
+from models.commands import JsonOption, StoreArgument, accuracy_text, in_millions, moment, plain_console
 from models.diff import diff as differences
 from models.names import parse_task_name, short
 from models.push import push
@@ -40,14 +40,14 @@ def list_releases(store: StoreArgument, as_json: JsonOption = False) -> None:
         typer.echo(json.dumps({"active": current.release, "held": current.is_held, "releases": rows}))
         return
     table = Table(title=f"Releases of {store}", caption=_state_text(current, store))
-    for column in ("release", "", "made from", "tasks", "made", "what changed"):
+    for column in ("release", "", "made from", "tasks", "made (UTC)", "what changed"):
         table.add_column(column, justify="right" if column in {"release", "made from", "tasks"} else "left")
     for release in releases:
         parent = "" if release.parent is None else str(release.parent)
         count = str(len(release.tasks))
         state = _state(release.number, current)
-        table.add_row(str(release.number), state, parent, count, release.created_at, release.reason)
-    Console().print(table)
+        table.add_row(str(release.number), state, parent, count, moment(release.created_at), release.reason)
+    plain_console().print(table)
 
 
 def _state(number: int, current: Current) -> str:
@@ -86,12 +86,15 @@ def show(store: StoreArgument, release: PerhapsRelease = None, as_json: JsonOpti
         typer.echo(json.dumps({**_release_row(found, current), "tasks": tasks}))
         return
     state = _state(found.number, current) or "not active"
-    table = Table(title=f"Release {found.number} of {store} ({state}): {found.reason}", caption=found.created_at)
+    table = Table(
+        title=f"Release {found.number} of {store} ({state}): {found.reason}",
+        caption=f"made {moment(found.created_at)} UTC",
+    )
     for column in ("task", "route", "classes", "pixels", "blocks", "parameters", "val", "test"):
         table.add_column(column, justify="left" if column in {"task", "route"} else "right")
     for task, route in sorted(routes.items()):
         table.add_row(task, short(found.tasks[task]), *_numbers(route))
-    Console().print(table)
+    plain_console().print(table)
 
 
 def _numbers(route: Route) -> tuple[str, ...]:
@@ -121,9 +124,9 @@ def verify_releases(
     if as_json:
         typer.echo(json.dumps({"releases": numbers, **asdict(found)}))
     else:
-        console = Console()
+        console = plain_console()
         for problem in found.problems:
-            console.print(f"[bold red]wrong:[/] {problem}", highlight=False, soft_wrap=True)
+            console.print(Text.assemble(("wrong:", "bold red"), " ", problem), soft_wrap=True)
         verdict = f"{len(found.problems)} problems" if found.problems else "whole"
         named = f"release{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
         console.print(f"{named}: {verdict}; {found.files} files, {found.size:,} bytes read", highlight=False)
@@ -198,7 +201,7 @@ def diff(
     for change in changes:
         accuracies = accuracy_text(change.validation_before), accuracy_text(change.validation_after)
         table.add_row(change.task, change.what, *accuracies, in_millions(change.new_parameters))
-    Console().print(table)
+    plain_console().print(table)
 
 
 @app.command(name="push")

@@ -5,10 +5,9 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from models.commands import JsonOption, StoreArgument
+from models.commands import JsonOption, StoreArgument, moment, plain_console
 from models.errors import InvalidInput
 from models.names import RESERVED_TASK_NAMES, parse_task_name
 from models.store import Store
@@ -56,11 +55,13 @@ def list_keys(store: StoreArgument, as_json: JsonOption = False) -> None:
         typer.echo(json.dumps({"keys": [_row(key) for key in keys]}))
         return
     table = Table(title=f"Keys of {store}", caption=None if keys else "none: requests need no key")
-    for column in ("id", "name", "may", "rate", "made", "revoked"):
+    for column in ("id", "name", "may", "rate", "made (UTC)", "revoked (UTC)"):
         table.add_column(column)
     for key in keys:
-        table.add_row(key.id, key.name, _scopes(key), key.rate or "", key.created_at, key.revoked_at or "")
-    Console().print(table)
+        table.add_row(
+            key.id, key.name, _scopes(key), key.rate or "", moment(key.created_at), moment(key.revoked_at or "")
+        )
+    plain_console().print(table)
 
 
 @app.command()

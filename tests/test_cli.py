@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from importlib.metadata import EntryPoint, entry_points, version
 from pathlib import Path
@@ -92,6 +93,25 @@ def test_help_shows_every_command_and_one_command_imports_no_other(cli: Cli, mon
     assert cli.fail("evolve") == (
         "error: the command 'evolve' is not installed here (No module named 'no'): install mu2net[evolve]"
     )
+
+
+def test_brackets_in_names_are_no_markup(
+    cli: Cli, tiny_store: Path, toy_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    store = tiny_store.rename(tiny_store.with_name("st[o]re"))
+    assert "st[o]re" in cli.succeed("tasks", store)
+    cli.succeed("keys", "create", store, "[/b] shop", "--releases")
+    assert "[/b] shop" in cli.succeed("keys", "list", store)
+    listed = cli.succeed("releases", "list", store)
+    assert "st[o]re" in listed
+    assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d ", listed)
+    assert "…" not in listed
+    assert "whole" in cli.succeed("releases", "verify", store)
+    renamed = toy_folder.parent / "bracketed"
+    shutil.copytree(toy_folder, renamed, dirs_exist_ok=True)
+    (renamed / "red").rename(renamed / "[red]")
+    assert "(without red; with [red])" in cli.fail(*evolve_words(store, "shapes_a", renamed), code=0)
 
 
 def test_a_damaged_journal_says_what_can_be_done(cli: Cli, tiny_store: Path, toy_folder: Path) -> None:
