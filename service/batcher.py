@@ -21,7 +21,7 @@ from opentelemetry.trace import NoOpTracer, Span, Tracer, get_current_span
 
 from models.errors import Overloaded
 from service import traces
-from service.engine import Logits, Row
+from service.engine import Logits, Row, flops
 from service.metrics import Metrics, task_label
 
 Result = TypeVar("Result")
@@ -39,6 +39,7 @@ class _Job:
     """One image with all the tasks it is asked about."""
 
     rows: Sequence[Row]
+    flops: float
     answer: "asyncio.Future[list[Logits]]"
     since: float = field(default_factory=time.monotonic)
     request: Span = field(default_factory=get_current_span)
@@ -46,10 +47,6 @@ class _Job:
     @property
     def asker(self) -> Asker:
         return tuple(row.route.task for row in self.rows)
-
-    @property
-    def flops(self) -> int:
-        return sum(row.route.flops for row in self.rows)
 
 
 class _Ended(Exception):
@@ -156,7 +153,7 @@ class Batcher:
 
     async def submit(self, rows: Sequence[Row]) -> list[Logits]:
         """Return the logits of one image's rows. A cancelled call leaves the queue."""
-        job = _Job(rows, asyncio.get_running_loop().create_future())
+        job = _Job(rows, flops(rows), asyncio.get_running_loop().create_future())
         self._lines.setdefault(job.asker, {})[job] = None
         self._is_idle.clear()
         self._arrival.set()
@@ -201,13 +198,13 @@ class Batcher:
         A job larger than a batch goes alone.
         """
         batch: list[_Job] = []
-        rows, flops = 0, 0
+        rows, operations = 0, 0.0
         while self._lines:
             asker, line = next(iter(self._lines.items()))
             job = next(iter(line))
             rows += len(job.rows)
-            flops += job.flops
-            if batch and (rows > self._max_batch_rows or flops > self._max_batch_s * self._flops_per_s):
+            operations += job.flops
+            if batch and (rows > self._max_batch_rows or operations > self._max_batch_s * self._flops_per_s):
                 break
             batch.append(job)
             self._lines.move_to_end(asker)

@@ -110,6 +110,16 @@ class Row:
     route: LoadedRoute
 
 
+def flops(rows: Sequence[Row]) -> float:
+    """Estimate the operations of one image's rows: what they share counts once, all stages of a route alike."""
+    total, seen = 0.0, set[bytes]()
+    for row in rows:
+        prefixes = set(row.route.prefixes)
+        total += row.route.flops * len(prefixes - seen) / len(prefixes)
+        seen |= prefixes
+    return total
+
+
 Key = tuple[int, bytes]  # an image and the way it came
 Observe = Callable[[SubgraphId, int], None]  # told which subgraph ran, with how many rows
 

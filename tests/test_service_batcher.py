@@ -28,6 +28,7 @@ class AnyRoute:
     task: str
     flops: int = 1
     private: bool = False
+    prefixes: tuple[bytes, ...] = (b"",)
 
     @property
     def route(self) -> "AnyRoute":

@@ -135,6 +135,14 @@ def test_every_run_of_a_subgraph_is_told(release: LoadedRelease) -> None:
     assert [told[stage.id] for stage in parts] == [1, 1, 1, 2, 1]
 
 
+def test_what_an_images_rows_share_is_reckoned_once(release: LoadedRelease) -> None:
+    image = np.zeros((16, 16, 3), np.uint8)
+    plain, parts = (Row(image, release.route(task)) for task in ("plain", "parts"))
+    assert engine.flops([plain]) == engine.flops([plain, plain]) == plain.route.flops
+    # embedding and first block are one; the last block is the same but gets something else
+    assert engine.flops([plain, parts]) == pytest.approx(plain.route.flops + parts.route.flops * 3 / 5)
+
+
 def test_a_new_release_loads_only_what_is_new(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store", *PLANS[:2])
     pool = StagePool(start_runtime("cpu", 1))
