@@ -74,14 +74,18 @@ class PreparedGraphs:
         """Return the graph's file if all of it is there and right."""
         try:
             names: list[str] = json.loads((self._folder / f"{subgraph}.json").read_text())
-            for name in names:
-                path = self._folder / name
-                os.utime(path)
-                if _digest(path.read_bytes()) != path.stem:
-                    return None
         except (FileNotFoundError, ValueError):
             return None
-        return self._folder / names[0]
+        return self._folder / names[0] if all(map(self._is_whole, names)) else None
+
+    def _is_whole(self, name: str) -> bool:
+        """Tell whether a file is there and right; it counts as used from now on."""
+        path = self._folder / name
+        try:
+            os.utime(path)
+            return _digest(path.read_bytes()) == path.stem
+        except FileNotFoundError:
+            return False
 
     def _prepare(self, subgraph: SubgraphId, source: Path) -> Path:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -101,8 +105,10 @@ class PreparedGraphs:
         return self._folder / name
 
     def _keep(self, data: bytes, suffix: str) -> str:
+        """Store `data` under its digest. What is there already stays: others have it mapped and shall share it."""
         name = f"{_digest(data)}.{suffix}"
-        self._replace(name, data)
+        if not self._is_whole(name):
+            self._replace(name, data)
         return name
 
     def _replace(self, name: str, data: bytes) -> None:

@@ -78,6 +78,8 @@ def test_the_weights_are_mapped_into_the_process_and_not_copied(store: Store, ru
     release = load(store, StagePool(runtime, PreparedGraphs(tmp_path, runtime)))
     maps = Path("/proc/self/maps").read_text()
     assert all(name in maps for name in files(tmp_path, "weights"))
+    assert f"{tmp_path}/" in maps
+    assert "(deleted)" not in maps[maps.index(f"{tmp_path}/") :]  # each file once: what is there is not written again
     assert release.routes
 
 
