@@ -22,6 +22,7 @@ from evolve.run import Executor
 from evolve.task import Task
 from evolve.train import Trained, TrainPlan, accuracy
 from models.errors import InvalidConfig
+from models.route import Route
 from models.store import Store
 
 DEFAULT_FAMILIES = ("finetune", "freeze:6", "adapters:32", "probe")
@@ -85,6 +86,17 @@ def parse_family(text: str, depth: int) -> Family:
     )
 
 
+def start_augmentation(route: Route) -> DataHParams:
+    """Return the augmentation that the route's evolution started with, so that baselines get no less."""
+    settings = route.lineage.config
+    return DataHParams(
+        route.image_size,
+        crop_area_min=float(settings.get("crop_area_min", 1.0)),
+        crop_aspect_min=float(settings.get("crop_aspect_min", 1.0)),
+        flip=bool(settings.get("flip", False)),
+    )
+
+
 class Harness:
     """Trains baselines of a store's root on one task; nothing of them is published or kept."""
 
@@ -96,9 +108,25 @@ class Harness:
         image_sizes: tuple[int, ...],
         images: int,
         execute: Executor,
+        augmentation: DataHParams | None = None,
         seed: int = 0,
         threads: int = 1,
     ) -> None:
+        """Prepare to train baselines.
+
+        Args:
+            store: has the root.
+            task: what is learnt.
+            image_sizes: pixels; the grid that is tuned over.
+            images: that each family may train on in all.
+            execute: trains candidates side by side or one after another.
+            augmentation: of all training images, at whatever size; None for none.
+            seed: of batches, augmentation and adapters.
+            threads: of each run.
+
+        Raises:
+            InvalidConfig: no images.
+        """
         if images < 1:
             raise InvalidConfig(f"{task.name!r} has no route that says how many images to train on: give --images")
         self._store = store
@@ -106,6 +134,7 @@ class Harness:
         self._images = images
         self._sizes = image_sizes
         self._execute = execute
+        self._augmentation = augmentation
         self._threads = threads
         self._seed = seed
         self._route = store.root()
@@ -143,7 +172,9 @@ class Harness:
 
     def _candidate(self, family: Family, pool: WeightPool, rate: float, image_size: int) -> Candidate:
         nursery = self._nursery(pool)
-        root = resized(nursery.root, DataHParams(image_size), nursery)
+        plain = DataHParams(image_size)
+        data = plain if self._augmentation is None else replace(self._augmentation, image_size=image_size)
+        root = resized(nursery.root, data, nursery)
         patch_embed, pos_embed, *blocks, norm = (part for part in root.parts if part.component.kind != "head")
         rng = np.random.default_rng(self._seed)
         parts = [replace(part, is_own=family.trains_embedding) for part in (patch_embed, pos_embed)]

@@ -98,10 +98,13 @@ def baselines(
     threads: Annotated[int, typer.Option(help="Of each run in training.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Train what a user would do instead: tuned baselines of the same root, with the images the evolution had."""
+    """Train what a user would do instead: tuned baselines of the same root.
+
+    They get as many images as the task's evolution, and the augmentation that it started with.
+    """
     import torch
 
-    from evolve.baselines import DEFAULT_FAMILIES, Harness, parse_family
+    from evolve.baselines import DEFAULT_FAMILIES, Harness, parse_family, start_augmentation
     from evolve.local_executor import LocalExecutor, default_workers
     from evolve.source import as_image_folder
     from evolve.task import load_task
@@ -117,7 +120,14 @@ def baselines(
     workers = default_workers(threads=threads, device="cuda" if torch.cuda.is_available() else "cpu")
     with LocalExecutor(workers) as execute, Console(stderr=True).status("training") as status:
         harness = Harness(
-            opened, loaded, image_sizes=tuple(sizes), images=budget, execute=execute, seed=seed, threads=threads
+            opened,
+            loaded,
+            image_sizes=tuple(sizes),
+            images=budget,
+            execute=execute,
+            augmentation=start_augmentation(route) if route else None,
+            seed=seed,
+            threads=threads,
         )
         results = []
         for family in chosen:

@@ -95,7 +95,7 @@ class Stream:
 
     def _evolve(self, planned: TaskPlan) -> Part:
         task = self._task(planned)
-        config = self._plan.config(planned, self._seed)
+        config = planned.config(self._plan.budget, self._seed)
         with LocalExecutor(default_workers(threads=config.threads, device=DEVICE)) as side_by_side:
             outcome = evolve_task(task, self.store, config, execute=side_by_side)
         route, quality = outcome.route, outcome.route.quality
@@ -116,9 +116,14 @@ class Stream:
     def _baseline(self, planned: TaskPlan, family: str) -> Part:
         name = TaskName(planned.name)
         images = json.loads(self._path(f"evolve-{name}").read_text())["images_seen"]
-        sizes = planned.baseline_sizes
         harness = Harness(
-            self.store, self._task(planned), image_sizes=sizes, images=images, execute=LocalExecutor(), seed=self._seed
+            self.store,
+            self._task(planned),
+            image_sizes=planned.baseline_sizes,
+            images=images,
+            execute=LocalExecutor(),
+            augmentation=planned.augmentation(),
+            seed=self._seed,
         )
         return {"task": name, **asdict(harness.run(parse_family(family, self.store.root().depth)))}
 
