@@ -40,7 +40,8 @@ class ProgressDisplay:
             if total is not None:
                 generation += f"/{config.generations}"
             speed = f"{progress.throughput.images_per_second:.0f} images/s"
-            text = f"{generation}, best accuracy {progress.best_quality:.3f}, {speed}"
+            best = f"best accuracy {progress.best_quality:.3f}, score {progress.best_score:.3f}"
+            text = f"{progress.task}: {generation}, {best}, {speed}"
             self._bar.update(self._line, description=text, completed=done, total=total, visible=True)
             if not self._console.is_terminal and progress.place + 1 == config.children_per_generation:
                 self._console.print(text, highlight=False)  # a log file gets a line instead of a bar

@@ -46,10 +46,12 @@ Executor = Callable[[Sequence[Candidate], Task, WeightPool, TrainPlan], Iterator
 class Progress:
     """Where an iteration stands after a candidate."""
 
+    task: TaskName
     record: CandidateRecord
     generation: int
     place: int
     best_quality: float
+    best_score: float
     is_replayed: bool  # read from the journal of an interrupted run instead of trained
     throughput: Throughput  # so far, without what was replayed
     seconds: float  # since the iteration began, see `TaskRun.seconds`
@@ -227,7 +229,6 @@ class TaskRun:
             records.append(record)
             self._parents[record.candidate.name] = record
             self._ancestry.add(record.candidate)
-            best = max(known.quality for known in self._parents.values())
             if found is None:
                 self._throughput = self._throughput.after(
                     images=record.images, wall_seconds=record.wall_seconds, phases=record.phases
@@ -235,11 +236,27 @@ class TaskRun:
             else:
                 self._replayed_seconds += record.wall_seconds
             release = self._publish_early(record) if self.config.anytime else None
-            is_replayed = found is not None
-            report(Progress(record, generation, place, best, is_replayed, self._throughput, self.seconds, release))
+            report(self._progress(record, generation, place, is_replayed=found is not None, release=release))
         if found is None:
             self._journal.write_generation(generation, records)
         return [Member(record.candidate, record.quality, record.score) for record in records]
+
+    def _progress(
+        self, record: CandidateRecord, generation: int, place: int, *, is_replayed: bool, release: int | None
+    ) -> Progress:
+        known = self._parents.values()
+        return Progress(
+            task=self.task.name,
+            record=record,
+            generation=generation,
+            place=place,
+            best_quality=max(other.quality for other in known),
+            best_score=max(other.score for other in known),
+            is_replayed=is_replayed,
+            throughput=self._throughput,
+            seconds=self.seconds,
+            release=release,
+        )
 
     def _publish_early(self, record: CandidateRecord) -> int | None:
         """Publish a candidate that betters what is live, and return the release.

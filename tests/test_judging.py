@@ -1,6 +1,8 @@
 """What routes are worth: their evaluation on images, and the baselines that they are held against."""
 
 import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,16 +10,21 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.quality.bars import quality_bars
-from evolve.baselines import LEARNING_RATES, Harness, parse_family
+from evolve.baselines import LEARNING_RATES, Harness, parse_family, start_augmentation
+from evolve.candidate import Candidate
 from evolve.evaluation import calibration_error, judge
+from evolve.hparams import DataHParams
 from evolve.local_executor import LocalExecutor
+from evolve.loop import evolve_task
 from evolve.onnx_route import OnnxRoute
+from evolve.pool import WeightPool
 from evolve.task import Task, load_images
+from evolve.train import Trained, TrainPlan
 from models.cli import build_app
 from models.errors import InvalidConfig, InvalidData
 from models.names import TaskName
 from models.store import Store
-from tests.conftest import draw_image_folder
+from tests.conftest import TINY_CONFIG, draw_image_folder
 
 
 def test_an_evaluation_counts_what_was_answered() -> None:
@@ -93,6 +100,24 @@ def test_baselines_get_the_images_that_the_route_had(tiny_store: Path, toy_folde
     store = Store.open(tiny_store)
     assert facts["images"] == store.routes(store.release())[TaskName("shapes_a")].lineage.trained_images
     assert [result["family"] for result in facts["baselines"]] == ["probe"]
+
+
+def test_baselines_get_the_augmentation_that_the_evolution_started_with(opened_store: Store, toy_task: Task) -> None:
+    config = replace(TINY_CONFIG, crop_area_min=0.8, flip=True)
+    route = evolve_task(toy_task, opened_store, config).route
+    seen: list[DataHParams] = []
+
+    def execute(candidates: Sequence[Candidate], task: Task, pool: WeightPool, plan: TrainPlan) -> Iterator[Trained]:
+        seen.extend(candidate.data for candidate in candidates)
+        return LocalExecutor()(candidates, task, pool, plan)
+
+    augmentation = start_augmentation(route)
+    harness = Harness(
+        opened_store, toy_task, image_sizes=(8, 16), images=600, execute=execute, augmentation=augmentation
+    )
+    harness.run(parse_family("probe", 2))
+    assert {data.image_size for data in seen} == {8, 16}
+    assert {(data.crop_area_min, data.crop_aspect_min, data.flip) for data in seen} == {(0.8, 1.0, True)}
 
 
 def test_the_quality_bars_compare_with_the_best_family() -> None:
