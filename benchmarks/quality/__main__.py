@@ -14,8 +14,9 @@ from benchmarks.quality.bars import best_family, corrected_gap, quality_bars, ta
 from benchmarks.quality.plan import real_plan, smoke_plan
 from benchmarks.quality.plot import draw
 from benchmarks.quality.stream import Stream
-from benchmarks.results import write
+from benchmarks.results import FOLDER, write
 
+PARTS = FOLDER / "quality"  # saved as they are done, and committed: another machine goes on from there
 CACHE = Path(__file__).parents[2] / ".cache" / "quality"
 
 
@@ -24,12 +25,17 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=1.0, help="times the training images of each task")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--smoke", action="store_true", help="two tiny tasks; nothing is written to results/")
-    parser.add_argument("--folder", type=Path, default=CACHE, help="for stores and saved parts")
+    parser.add_argument("--folder", type=Path, default=CACHE, help="for stores, and a smoke run's parts")
     arguments = parser.parse_args()
-    folder = arguments.folder / ("smoke" if arguments.smoke else f"budget-{arguments.budget:g}")
+    name = "smoke" if arguments.smoke else f"budget-{arguments.budget:g}"
+    folder = arguments.folder / name
     plan = smoke_plan(folder / "data") if arguments.smoke else real_plan(arguments.budget)
+    parts = folder / "parts" if arguments.smoke else PARTS / name
     console = Console(stderr=True)
-    streams = [Stream(plan, folder / f"seed-{seed}", seed=seed, console=console).run() for seed in arguments.seeds]
+    streams = [
+        Stream(plan, folder / f"seed-{seed}", parts / f"seed-{seed}", seed=seed, console=console).run()
+        for seed in arguments.seeds
+    ]
     bars = quality_bars(streams)
     print(table(streams))
     for bar in bars:

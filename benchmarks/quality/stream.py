@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.quality.plan import ROOT_SCALE, StreamPlan, TaskPlan
+from benchmarks.results import commit
 from evolve.baselines import Harness, parse_family
 from evolve.local_executor import LocalExecutor, default_workers
 from evolve.loop import evolve_task
@@ -32,20 +33,21 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Stream:
-    """One seed's stream: its store and its saved parts in one folder."""
+    """One seed's stream: its store in one folder, its saved parts, small files, in another."""
 
-    def __init__(self, plan: StreamPlan, folder: Path, *, seed: int, console: Console) -> None:
+    def __init__(self, plan: StreamPlan, folder: Path, parts: Path, *, seed: int, console: Console) -> None:
         self._plan = plan
         self._folder = folder
+        self._parts = parts
         self._seed = seed
         self._console = console
         self.store = self._opened()
 
     def run(self) -> Part:
-        """Evolve every task, train every baseline, and look in the end whether any route answers otherwise."""
+        """Evolve every task, look whether any route answers otherwise in the end, and train every baseline."""
         evolved = [self._part(f"evolve-{task.name}", partial(self._evolve, task)) for task in self._plan.tasks]
-        baselines = self._baselines()
         final = self._part("final", partial(self._final, [part["task"] for part in evolved]))
+        baselines = self._baselines()  # they publish nothing, and need of all before only how many images it saw
         return {"seed": self._seed, "evolved": evolved, "baselines": baselines, "final": final}
 
     def baseline(self, planned: TaskPlan, family: str) -> Part:
@@ -59,7 +61,7 @@ class Stream:
         todo = [(task, family) for family in self._plan.families for task in self._plan.tasks]
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as processes:
             parts = [
-                processes.submit(_baseline_alone, self._plan, self._folder, self._seed, task, family)
+                processes.submit(_baseline_alone, self._plan, self._folder, self._parts, self._seed, task, family)
                 for task, family in todo
             ]
             return [part.result() for part in parts]
@@ -71,14 +73,15 @@ class Stream:
             started = time.perf_counter()
             part = make()
             part["seconds"] = round(time.perf_counter() - started, 1)
+            part["commit"] = commit()
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_suffix(".new")
-            temporary.write_text(json.dumps(part))
+            temporary.write_text(json.dumps(part, indent=1) + "\n")
             temporary.replace(path)
         return dict(json.loads(path.read_text()))
 
     def _path(self, name: str) -> Path:
-        return self._folder / "parts" / f"{name}.json"
+        return self._parts / f"{name}.json"
 
     def _opened(self) -> Store:
         location = self._folder / "store"
@@ -94,6 +97,13 @@ class Stream:
         return load_task(TaskName(task.name), source, seed=self._seed, cache_folder=self._folder.parent / "pixels")
 
     def _evolve(self, planned: TaskPlan) -> Part:
+        earlier = [task.name for task in self._plan.tasks[: self._plan.tasks.index(planned)]]
+        gone = [name for name in earlier if name not in self.store.release().tasks]
+        if gone:
+            raise SystemExit(
+                f"{self._parts} says that {gone[0]!r} was evolved, but the store in {self._folder} does not have it: "
+                "go on where the store is, or delete those parts and begin anew"
+            )
         task = self._task(planned)
         config = planned.config(self._plan.budget, self._seed)
         with LocalExecutor(default_workers(threads=config.threads, device=DEVICE)) as side_by_side:
@@ -146,6 +156,6 @@ class Stream:
         return hashlib.sha256(logits.tobytes()).hexdigest()
 
 
-def _baseline_alone(plan: StreamPlan, folder: Path, seed: int, task: TaskPlan, family: str) -> Part:
+def _baseline_alone(plan: StreamPlan, folder: Path, parts: Path, seed: int, task: TaskPlan, family: str) -> Part:
     """Train a family in a process of its own."""
-    return Stream(plan, folder, seed=seed, console=Console(stderr=True)).baseline(task, family)
+    return Stream(plan, folder, parts, seed=seed, console=Console(stderr=True)).baseline(task, family)
