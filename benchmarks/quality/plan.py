@@ -34,9 +34,10 @@ SEARCH = EvolveConfig(
 )
 # Both kinds were settled on tasks outside of the stream (mnist, chinese_mnist; pacs_cartoon, flowers5, dtd10).
 # Small drawn things want pixels rather than blocks: 5 blocks at 64 pixels did better than 12 with two thirds of the
-# images, and far better than 6 at 32. Photographs want more of the pretrained blocks, and augmentation.
-GLYPHS = replace(SEARCH, image_size=64, max_depth=4, clone_rate=0.9, crop_area_min=0.8)
-PHOTOS = replace(SEARCH, image_size=64, max_depth=8, clone_rate=0.7, crop_area_min=0.8, flip=True)
+# images, and far better than 6 at 32. Photographs want more of the pretrained blocks. Cropping is left to mutation: it
+# helps some (pacs_cartoon) and harms others (magnetic_tile, where the defect may be cut off; by validation accuracy).
+GLYPHS = replace(SEARCH, image_size=64, max_depth=4, clone_rate=0.9)
+PHOTOS = replace(SEARCH, image_size=64, max_depth=8, clone_rate=0.7, flip=True)
 SMOKE = replace(SEARCH, image_size=32)
 BASELINE_SIZES = (32, 64)  # pixels: the grid of the baselines
 
