@@ -62,6 +62,7 @@ def demo(
 ) -> None:
     """Evolve three tasks from scratch, serve them, and show that adding tasks disturbs nothing (minutes)."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
+    unwind_on_sigterm()
     port = _checked_port(port) if keep else _checked_port(0)
     with tempfile.TemporaryDirectory(prefix="mu2net-demo-") as scratch:
         folder = Path(scratch)
@@ -86,6 +87,11 @@ def demo(
                 demo_report.show(measured, seen, Console(highlight=False))
             if keep:
                 _stay(url, digits, console)
+
+
+def unwind_on_sigterm() -> None:
+    """Have SIGTERM end this process as Ctrl-C does, or its server would stay behind, and its folder."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def _write_tasks(folder: Path) -> list[DemoTask]:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 import sys
 from importlib.metadata import EntryPoint, entry_points, version
 from pathlib import Path
@@ -15,6 +16,7 @@ from models.cli import COMMAND_GROUP, main
 from models.store import Store
 from tests.conftest import TINY_ROOT, draw_image_folder
 
+FOLDER = Path(__file__).parents[1]
 SETTINGS = ("generations=1", "children_per_generation=1", "epochs=1", "batch_size=8", "validations=1", "threads=1")
 
 
@@ -207,6 +209,19 @@ def test_ctrl_c_before_a_command_runs_ends_with_130(cli: Cli, monkeypatch: pytes
 
     monkeypatch.setattr("models.cli.build_app", interrupted)
     assert "stopped" in cli.fail("tasks", "store", code=130)
+
+
+def test_a_demo_that_is_told_to_end_cleans_up() -> None:
+    code = (
+        "import signal; from evolve.demo import unwind_on_sigterm\nunwind_on_sigterm()\n"
+        "try:\n print('begun', flush=True); signal.pause()\nfinally:\n print('cleaned up')"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=FOLDER, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.terminate()
+        assert process.stdout.read() == "cleaned up\n"
+    assert process.returncode == 143
 
 
 def test_a_store_is_not_made_among_other_files(cli: Cli, toy_folder: Path) -> None:
