@@ -169,6 +169,11 @@ def test_a_task_is_sent_and_its_job_followed(page: Page, store: Store, tmp_path:
     queue.tell(claim, JobProgress("training", generation=2, generations=4, candidates=8, best_quality=0.875))
     expect(job).to_contain_text("training · generation 2 of 4 · 8 candidates · best 87.5 %")
     expect(job.get_by_role("img", name="50 % done")).to_be_visible()
+    cancel = job.get_by_role("button", name="Cancel the job of pets")
+    cancel.focus()
+    queue.tell(claim, JobProgress("training", generation=3, generations=4, candidates=12, best_quality=0.875))
+    expect(job).to_contain_text("generation 3 of 4")
+    expect(cancel).to_be_focused()  # a redraw takes it from nobody who works by keyboard
     queue.end(claim, "failed", "no luck")
     expect(job).to_contain_text("no luck")
 

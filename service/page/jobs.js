@@ -45,10 +45,14 @@ async function follow(id, changed) {
   }
 }
 
+/** Draw the jobs anew; whoever is at a button by keyboard stays there. */
 function render() {
+  const list = byId("job-list");
+  const focused = list.contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") : null;
   const newest = [...jobs.values()].sort((a, b) => String(b.created).localeCompare(String(a.created)));
   const rows = newest.map(row);
-  byId("job-list").replaceChildren(rows.length ? el("ol", { class: "jobs" }, ...rows) : el("p", {}, "No job yet."));
+  list.replaceChildren(rows.length ? el("ol", { class: "jobs" }, ...rows) : el("p", {}, "No job yet."));
+  if (focused !== null) list.querySelector(`[aria-label="${CSS.escape(focused)}"]`)?.focus();
 }
 
 /** Return how much of a job is done, 0 to 1: by time where a budget of time decides. */
