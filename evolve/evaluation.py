@@ -9,6 +9,8 @@ from jaxtyping import Float, Int64
 
 from evolve.onnx_route import OnnxRoute
 from evolve.task import LabelledImages
+from models.errors import InvalidConfig
+from models.precision import Precision
 from models.route import Route
 from models.store import Store
 
@@ -42,9 +44,16 @@ class Evaluation:
     confusion: tuple[tuple[int, ...], ...]  # [true class][answered class]
 
 
-def evaluate(store: Store, route: Route, images: LabelledImages) -> Evaluation:
-    """Run a route's subgraphs, as the service does, over labelled images whose labels are the route's."""
-    logits = OnnxRoute(store, route.stages).logits(images.pixels(route.image_size))
+def evaluate(store: Store, route: Route, images: LabelledImages, precision: Precision | None = None) -> Evaluation:
+    """Run a route's subgraphs, as the service does, over labelled images whose labels are the route's.
+
+    Raises:
+        InvalidConfig: the route does not have that precision; None, float32, it always has.
+    """
+    if precision is not None and precision not in route.variants:
+        has = ", ".join(["float32", *sorted(route.variants)])
+        raise InvalidConfig(f"task {route.task!r} has no {precision}, only {has}: 'mu2net precision' adds it")
+    logits = OnnxRoute(store, route.stages, route.lowered_stages(precision)).logits(images.pixels(route.image_size))
     return judge(logits, images.labels, route.labels)
 
 

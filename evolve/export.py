@@ -3,6 +3,9 @@
 torch's exporter takes 1.6 s a subgraph and copies the weights; a plain ViT has three kinds of stage, so
 their graphs are spelt out here. Weights are external data at their offsets in the components' own
 safetensors files. Opset 23, the first with an `Attention` node that ONNX Runtime does not take apart.
+
+Every subgraph takes and gives float32 tokens, whatever it computes in, so those of different precisions follow
+each other freely. Which precision that is follows from the weights it is given, see `models.precision`.
 """
 
 from collections.abc import Sequence
@@ -19,7 +22,14 @@ from models.weights import TensorSlot
 
 OPSET = 23
 IR_VERSION = 11  # the one that came with opset 23
-FLOAT = TensorProto.FLOAT
+FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
+DATA_TYPES = {"F32": FLOAT, "F16": HALF, "I8": TensorProto.INT8}
+CONTRIB = "com.microsoft"  # ONNX Runtime's own operators
+# Activations are uint8, which is what processors multiply with int8 weights at once, around a level for 0.
+LEVELS = 256
+EVEN_ZERO = 128
+GELU_ZERO = 32  # GELU is never below -0.17: a finer step wherever a token has values above 0.7
+SMALLEST_SCALE = 1e-12  # of a token that is all zeros
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +38,7 @@ class StoredComponent:
 
     file_name: str  # beside the graph
     slots: dict[str, TensorSlot]
+    lowered: "StoredComponent | None" = None  # tensors that take the place of those of the same name
 
 
 class _GraphWriter:
@@ -36,8 +47,9 @@ class _GraphWriter:
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[TensorProto] = []
+        self.data_types: dict[str, int] = {}  # of weights
 
-    def node(self, op: str, inputs: Sequence[str], output: str, **attributes: float | int | list[int]) -> str:
+    def node(self, op: str, inputs: Sequence[str], output: str, **attributes: float | int | str | list[int]) -> str:
         self.nodes.append(helper.make_node(op, list(inputs), [output], **attributes))  # type: ignore[arg-type]
         return output
 
@@ -46,20 +58,60 @@ class _GraphWriter:
         return name
 
     def weights(self, prefix: str, component: StoredComponent) -> None:
-        """Declare all tensors of a component, their names below `prefix`."""
-        for name, slot in sorted(component.slots.items()):
-            tensor = TensorProto(name=f"{prefix}{name}", data_type=FLOAT, dims=slot.shape)
+        """Declare all tensors of a component, their names below `prefix`, lowered ones where it has them."""
+        lowered = component.lowered
+        taken = lowered.slots.keys() if lowered else set()
+        places = [(name, slot, component) for name, slot in component.slots.items() if name not in taken]
+        if lowered:
+            places += [(name, slot, lowered) for name, slot in lowered.slots.items()]
+        for name, slot, holder in sorted(places, key=lambda place: place[0]):
+            data_type = DATA_TYPES[slot.dtype]
+            self.data_types[f"{prefix}{name}"] = data_type
+            tensor = TensorProto(name=f"{prefix}{name}", data_type=data_type, dims=slot.shape)
             tensor.data_location = TensorProto.EXTERNAL
-            place = {"location": component.file_name, "offset": str(slot.offset), "length": str(slot.length)}
+            place = {"location": holder.file_name, "offset": str(slot.offset), "length": str(slot.length)}
             for key, value in place.items():
                 tensor.external_data.add(key=key, value=value)
             self.initializers.append(tensor)
 
     def linear(self, value: str, layer: str, output: str) -> str:
-        """Apply a torch-laid-out linear layer, whose weight is [out, in]."""
+        """Apply a linear layer to float32 or, as its weights are, float16 values: weight [out, in], bias [out]."""
         self.node("Transpose", [f"{layer}.weight"], f"{output}.transposed", perm=[1, 0])
         self.node("MatMul", [value, f"{output}.transposed"], f"{output}.product")
         return self.node("Add", [f"{output}.product", f"{layer}.bias"], output)
+
+    def int8_linear(self, value: str, layer: str, output: str, *, zero: int = EVEN_ZERO) -> str:
+        """Apply a linear layer of int8 weights [in, out] to float32 rows [n, in], each row scaled by itself.
+
+        `zero` is the level, of 0 to 255, that stands for 0: below it is room for what is negative.
+        """
+        axes = self.shared("last", np.array([-1], np.int64))
+        self.node("ReduceMax", [value, axes], f"{output}.max", keepdims=0)
+        self.node("ReduceMin", [value, axes], f"{output}.min", keepdims=0)
+        above = self.shared(f"above.{zero}", np.array(1 / (LEVELS - 1 - zero), np.float32))
+        below = self.shared(f"below.{zero}", np.array(-1 / zero, np.float32))
+        self.node("Mul", [f"{output}.max", above], f"{output}.upwards")
+        self.node("Mul", [f"{output}.min", below], f"{output}.downwards")
+        smallest = self.shared("smallest", np.array(SMALLEST_SCALE, np.float32))
+        self.node("Max", [f"{output}.upwards", f"{output}.downwards", smallest], f"{output}.scale")  # (n,)
+        self.node("QuantizeLinear", [value, f"{output}.scale", self.zeros(zero)], f"{output}.levels", axis=0)
+        one, level = self.shared("one", np.array(1, np.float32)), self.shared(f"zero.{zero}", np.array(zero, np.uint8))
+        operands = [f"{output}.levels", f"{layer}.weight", one, f"{layer}.scale", level]
+        self.node("MatMulIntegerToFloat", operands, f"{output}.product", domain=CONTRIB)
+        self.node("Unsqueeze", [f"{output}.scale", axes], f"{output}.row_scale")
+        self.node("Mul", [f"{output}.product", f"{output}.row_scale"], f"{output}.scaled")
+        return self.node("Add", [f"{output}.scaled", f"{layer}.bias"], output)
+
+    def zeros(self, zero: int) -> str:
+        """Return as many zero points as there are `rows`."""
+        name = f"zeros.{zero}"
+        if not any(name in node.output for node in self.nodes):
+            self.node("Expand", [self.shared(f"zero.{zero}", np.array(zero, np.uint8)), "num_rows"], name)
+        return name
+
+    def shared(self, name: str, values: np.ndarray) -> str:
+        """Return a constant that several nodes use."""
+        return name if any(tensor.name == name for tensor in self.initializers) else self.constant(name, values)
 
     def layer_norm(self, value: str, layer: str, output: str) -> str:
         scale, bias = f"{layer}.weight", f"{layer}.bias"
@@ -68,6 +120,8 @@ class _GraphWriter:
     def model(self, name: StageKind, value_in: onnx.ValueInfoProto, value_out: onnx.ValueInfoProto) -> bytes:
         graph = helper.make_graph(self.nodes, name, [value_in], [value_out], self.initializers)
         opsets = [helper.make_opsetid("", OPSET)]
+        if any(node.domain == CONTRIB for node in self.nodes):
+            opsets.append(helper.make_opsetid(CONTRIB, 1))
         proto = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="mu2net")
         return proto.SerializeToString(deterministic=True)  # type: ignore[no-any-return]
 
@@ -92,13 +146,17 @@ def embed_graph(
     graph.node("Mul", ["levels", graph.constant("factor", factor)], "stretched")
     graph.node("Add", ["stretched", graph.constant("offset", offset)], "scaled")
     graph.node("Transpose", ["scaled"], "images", perm=[0, 3, 1, 2])
+    is_half = graph.data_types["proj.weight"] == HALF
+    images = graph.node("Cast", ["images"], "half.images", to=HALF) if is_half else "images"
     graph.node(
         "Conv",
-        ["images", "proj.weight", "proj.bias"],
-        "grid",
+        [images, "proj.weight", "proj.bias"],
+        "half.grid" if is_half else "grid",
         kernel_shape=[patch, patch],
         strides=[patch, patch],
     )
+    if is_half:
+        graph.node("Cast", ["half.grid"], "grid", to=FLOAT)
     graph.node("Reshape", ["grid", graph.constant("flat", np.array([0, dim, tokens - 1], np.int64))], "columns")
     graph.node("Transpose", ["columns"], "patches", perm=[0, 2, 1])
     # The class token is one of the added places, so that no node asks for the batch's size: such nodes run on the CPU.
@@ -126,15 +184,8 @@ def block_graph(block: StoredComponent, adapter: StoredComponent | None, network
         graph.weights("adapter.", adapter)
         tokens = _write_adapter(graph, tokens)
     graph.weights("", block)
-    graph.layer_norm(tokens, "norm1", "attn.in")
-    graph.linear("attn.in", "attn.qkv", "qkv")
-    graph.nodes.append(helper.make_node("Split", ["qkv"], ["query", "key", "value"], axis=2, num_outputs=3))
-    heads = network.num_heads
-    graph.node("Attention", ["query", "key", "value"], "mixed", q_num_heads=heads, kv_num_heads=heads)
-    graph.node("Add", [tokens, graph.linear("mixed", "attn.proj", "attn.out")], "attended")
-    graph.layer_norm("attended", "norm2", "mlp.in")
-    graph.node("Gelu", [graph.linear("mlp.in", "mlp.fc1", "mlp.wide")], "mlp.active")
-    graph.node("Add", ["attended", graph.linear("mlp.active", "mlp.fc2", "mlp.out")], "out")
+    write = _write_int8_block if graph.data_types["attn.qkv.weight"] == TensorProto.INT8 else _write_block
+    write(graph, tokens, network)
     shape: list[str | int | None] = ["batch", "length", network.embed_dim]
     return graph.model(
         "block",
@@ -143,10 +194,53 @@ def block_graph(block: StoredComponent, adapter: StoredComponent | None, network
     )
 
 
+def _write_block(graph: _GraphWriter, tokens: str, network: NetworkShape) -> None:
+    """Write a block in float32; in float16 its matrix products and what lies between them."""
+    is_half = graph.data_types["attn.qkv.weight"] == HALF
+    attn_in = _cast(graph, graph.layer_norm(tokens, "norm1", "attn.in"), HALF, is_half)
+    mixed = _write_attention(graph, graph.linear(attn_in, "attn.qkv", "qkv"), network)
+    attn_out = _cast(graph, graph.linear(mixed, "attn.proj", "attn.out"), FLOAT, is_half)
+    graph.node("Add", [tokens, attn_out], "attended")
+    mlp_in = _cast(graph, graph.layer_norm("attended", "norm2", "mlp.in"), HALF, is_half)
+    graph.node("Gelu", [graph.linear(mlp_in, "mlp.fc1", "mlp.wide")], "mlp.active")
+    mlp_out = _cast(graph, graph.linear("mlp.active", "mlp.fc2", "mlp.out"), FLOAT, is_half)
+    graph.node("Add", ["attended", mlp_out], "out")
+
+
+def _write_int8_block(graph: _GraphWriter, tokens: str, network: NetworkShape) -> None:
+    """Write a block whose matrices are int8. All but the attention sees tokens as rows [batch * length, dim]."""
+    dim = network.embed_dim
+    graph.node("Shape", [tokens], "places", start=0, end=2)
+    graph.node("Reshape", [tokens, graph.constant("rows_shape", np.array([-1, dim], np.int64))], "rows")
+    graph.node("Shape", ["rows"], "num_rows", start=0, end=1)
+    graph.int8_linear(graph.layer_norm("rows", "norm1", "attn.in"), "attn.qkv", "qkv.rows")
+    graph.node("Concat", ["places", graph.constant("qkv_width", np.array([3 * dim], np.int64))], "qkv_shape", axis=0)
+    mixed = _write_attention(graph, graph.node("Reshape", ["qkv.rows", "qkv_shape"], "qkv"), network)
+    graph.node("Reshape", [mixed, "rows_shape"], "mixed.rows")
+    graph.node("Add", ["rows", graph.int8_linear("mixed.rows", "attn.proj", "attn.out")], "attended")
+    graph.int8_linear(graph.layer_norm("attended", "norm2", "mlp.in"), "mlp.fc1", "mlp.wide")
+    graph.node("Gelu", ["mlp.wide"], "mlp.active")
+    graph.node("Add", ["attended", graph.int8_linear("mlp.active", "mlp.fc2", "mlp.out", zero=GELU_ZERO)], "out.rows")
+    graph.node("Concat", ["places", graph.constant("width", np.array([dim], np.int64))], "out_shape", axis=0)
+    graph.node("Reshape", ["out.rows", "out_shape"], "out")
+
+
+def _write_attention(graph: _GraphWriter, qkv: str, network: NetworkShape) -> str:
+    graph.nodes.append(helper.make_node("Split", [qkv], ["query", "key", "value"], axis=2, num_outputs=3))
+    heads = network.num_heads
+    return graph.node("Attention", ["query", "key", "value"], "mixed", q_num_heads=heads, kv_num_heads=heads)
+
+
 def _write_adapter(graph: _GraphWriter, tokens: str) -> str:
-    graph.layer_norm(tokens, "adapter.norm", "adapter.in")
-    graph.node("Gelu", [graph.linear("adapter.in", "adapter.down", "adapter.narrow")], "adapter.active")
-    return graph.node("Add", [tokens, graph.linear("adapter.active", "adapter.up", "adapter.wide")], "adapted")
+    is_half = graph.data_types["adapter.down.weight"] == HALF
+    inside = _cast(graph, graph.layer_norm(tokens, "adapter.norm", "adapter.in"), HALF, is_half)
+    graph.node("Gelu", [graph.linear(inside, "adapter.down", "adapter.narrow")], "adapter.active")
+    wide = _cast(graph, graph.linear("adapter.active", "adapter.up", "adapter.wide"), FLOAT, is_half)
+    return graph.node("Add", [tokens, wide], "adapted")
+
+
+def _cast(graph: _GraphWriter, value: str, data_type: int, is_needed: bool) -> str:
+    return graph.node("Cast", [value], f"{value}.cast", to=data_type) if is_needed else value
 
 
 def head_graph(norm: StoredComponent, head: StoredComponent | None, network: NetworkShape) -> bytes:

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -30,6 +30,7 @@ def evaluate(
     task: TaskArgument,
     data: DataOption,
     release: Annotated[int | None, typer.Option(help="Default: the active one.")] = None,
+    precision: Annotated[Literal["float32", "int8", "float16"], typer.Option(help="As it is served.")] = "float32",
     plot: Annotated[Path | None, typer.Option(help="Draw the confusion matrix into this .svg, .png or .pdf.")] = None,
     image_column: Annotated[str | None, typer.Option(help="Of a CSV, parquet or hub table.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Of a CSV, parquet or hub table.")] = None,
@@ -47,11 +48,18 @@ def evaluate(
     route = opened.route(found.route_id(name), needed_by=f"task {name!r} of release {found.number}")
     cache = opened.folder / "work"
     folder = as_image_folder(data, cache, Columns(image_column, label_column))
-    evaluation = judged(opened, route, load_images(folder, route.labels, cache_folder=cache / "pixels"))
+    images = load_images(folder, route.labels, cache_folder=cache / "pixels")
+    evaluation = judged(opened, route, images, None if precision == "float32" else precision)
     if plot is not None:
         plot_confusion(evaluation, route.labels, plot)
     if as_json:
-        facts = {"task": name, "release": found.number, "route": found.route_id(name), "labels": route.labels}
+        facts = {
+            "task": name,
+            "release": found.number,
+            "route": found.route_id(name),
+            "precision": precision,
+            "labels": route.labels,
+        }
         typer.echo(json.dumps(facts | asdict(evaluation)))
         return
     _print_evaluation(f"{name} of release {found.number}", evaluation)

@@ -8,24 +8,36 @@ import onnxruntime
 from evolve.task import LabelledImages
 from models.cores import usable_cores
 from models.onnx_threads import share_threads, shared_threads_options
-from models.route import Stage
+from models.route import LoweredStage, Stage
 from models.store import Store
 
 BATCH = 64
+NEEDED_BY = "a route that is being checked"
 
 
 class OnnxRoute:
-    """The sessions of a route's stages; subgraphs are checked against their digests when opened."""
+    """The sessions of a route's stages; files are checked against their digests when opened.
 
-    def __init__(self, store: Store, stages: Sequence[Stage]) -> None:
+    Args:
+        store: has the stages' files.
+        stages: of the route.
+        lowered: the same stages in another precision, see `Route.lowered_stages`; None for float32.
+    """
+
+    def __init__(self, store: Store, stages: Sequence[Stage], lowered: Sequence[LoweredStage] | None = None) -> None:
         share_threads(usable_cores())
+        if lowered is None:
+            lowered = [LoweredStage(stage.subgraph) for stage in stages]
+        for stage, low in zip(stages, lowered, strict=True):
+            for digest in (*(component.id for component in stage.components), *low.weights):
+                store.object_path(digest, "safetensors", needed_by=NEEDED_BY)
         self._sessions = [
             onnxruntime.InferenceSession(
-                store.object_path(stage.subgraph, "onnx", needed_by="a route that is being checked"),
+                store.object_path(low.subgraph, "onnx", needed_by=NEEDED_BY),
                 shared_threads_options(),
                 providers=["CPUExecutionProvider"],
             )
-            for stage in stages
+            for low in lowered
         ]
 
     def logits(self, pixels: np.ndarray) -> np.ndarray:

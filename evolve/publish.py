@@ -4,29 +4,30 @@ Callable at any time, also several times for a task.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from evolve.candidate import Candidate, Part, route_hparams
-from evolve.export import StoredComponent, block_graph, embed_graph, head_graph
 from evolve.network import build_network
 from evolve.onnx_route import OnnxRoute
 from evolve.pool import WeightPool
+from evolve.subgraphs import SubgraphWriter
 from evolve.task import LabelledImages, Task
 from evolve.train import TrainPlan, logits
+from evolve.variants import with_variants
 from models.component import ComponentRecord
 from models.errors import DamagedObject, ExportMismatch, InvalidConfig, PublishConflict
-from models.names import ComponentId, GoldenId, RouteId, SubgraphId, TaskName
-from models.network import NetworkShape
-from models.preprocess import Preprocessing
+from models.names import ComponentId, GoldenId, RouteId, TaskName
 from models.release import Release
 from models.root import Root
-from models.route import Lineage, Quality, Route, Scalar, Stage
+from models.route import Lineage, Quality, Route, Scalar
 from models.store import Store
 from models.verify import verify
-from models.weights import num_parameters, serialize, tensor_slots
+from models.weights import num_parameters, serialize
 
 EXPORT_TOLERANCE = 1e-4  # largest difference of a float32 logit between torch and ONNX Runtime, see `compare`
 COMPARED_IMAGES = 32
@@ -54,7 +55,7 @@ def _store_root(store: Store, root: Root) -> Route:
     ]
     return Route(
         task=None,
-        stages=write_stages(store, records, root.network, root.preprocessing, root.network.image_size),
+        stages=SubgraphWriter(store, root.network, root.preprocessing, root.network.image_size).write_stages(records),
         network=root.network,
         image_size=root.network.image_size,
         preprocessing=root.preprocessing,
@@ -90,20 +91,40 @@ def publish(winner: Winner, task: Task, store: Store, pool: WeightPool, plan: Tr
         ExportMismatch: ONNX Runtime's logits differ from torch's; nothing was released.
         DamagedObject: what the other tasks need is not what their records promise; nothing was released.
         PublishConflict: the task was removed by somebody while it was evolved; nothing was released.
+        PrecisionLoss: the release's other precisions would cost it too much accuracy; nothing was released.
     """
     route = _store_route(winner, task, store, pool, plan)
-    route_id = store.put_route(route)
     _prove_untouched(store)
-
-    def change(tasks: Mapping[TaskName, RouteId]) -> Mapping[TaskName, RouteId]:
-        if winner.replaces and task.name not in tasks:
-            raise PublishConflict(
-                f"task {task.name!r} was removed while this route was made; route {route_id} is stored but not "
-                "released: evolve the task again to bring it back"
+    while True:
+        base = store.newest()
+        route_id = store.put_route(with_variants(store, route, task.val, base))
+        with suppress(_PrecisionsChanged):
+            return store.publish(
+                partial(_put_in, winner, task.name, route_id, store, base),
+                reason=f"{task.name}: iteration {winner.iteration}",
             )
-        return {**tasks, task.name: route_id}
 
-    return store.publish(change, reason=f"{task.name}: iteration {winner.iteration}")
+
+class _PrecisionsChanged(Exception):
+    """While the route was lowered somebody published a release with other precisions."""
+
+
+def _put_in(
+    winner: Winner,
+    task: TaskName,
+    route_id: RouteId,
+    store: Store,
+    base: Release,
+    tasks: Mapping[TaskName, RouteId],
+) -> Mapping[TaskName, RouteId]:
+    if winner.replaces and task not in tasks:
+        raise PublishConflict(
+            f"task {task!r} was removed while this route was made; route {route_id} is stored but not "
+            "released: evolve the task again to bring it back"
+        )
+    if store.newest().precisions != base.precisions:
+        raise _PrecisionsChanged
+    return {**tasks, task: route_id}
 
 
 def _prove_untouched(store: Store) -> None:
@@ -121,7 +142,8 @@ def _store_route(winner: Winner, task: Task, store: Store, pool: WeightPool, pla
     candidate = winner.candidate
     for part in candidate.parts:
         store.put_object(pool.read(part.component.id), "safetensors")
-    stages = write_stages(store, candidate.components, plan.network, plan.preprocessing, candidate.data.image_size)
+    writer = SubgraphWriter(store, plan.network, plan.preprocessing, candidate.data.image_size)
+    stages = writer.write_stages(candidate.components)
     onnx_route = OnnxRoute(store, stages)
     compare(onnx_route, candidate.parts, task.val, candidate.data.image_size, pool, plan)
     test_accuracy = None
@@ -149,40 +171,6 @@ def _store_route(winner: Winner, task: Task, store: Store, pool: WeightPool, pla
         golden=_store_golden(store, onnx_route, task.val, candidate.data.image_size),
         private=winner.private,
     )
-
-
-def write_stages(
-    store: Store,
-    components: Sequence[ComponentRecord],
-    network: NetworkShape,
-    preprocessing: Preprocessing,
-    image_size: int,
-) -> tuple[Stage, ...]:
-    """Write the subgraphs of a route whose components are stored, and return its stages."""
-
-    def stored(component: ComponentRecord) -> StoredComponent:
-        data = store.read_object(component.id, "safetensors", needed_by="a route that is being published")
-        return StoredComponent(f"{component.id}.safetensors", tensor_slots(data))
-
-    def graph(data: bytes) -> SubgraphId:
-        return SubgraphId(store.put_object(data, "onnx"))
-
-    patch_embed, pos_embed, *middle = components
-    head = middle.pop() if middle[-1].kind == "head" else None
-    norm = middle.pop()
-    embed = embed_graph(stored(patch_embed), stored(pos_embed), network, preprocessing, image_size)
-    stages = [Stage("embed", graph(embed), (patch_embed, pos_embed))]
-    adapter: ComponentRecord | None = None
-    for component in middle:
-        if component.kind == "adapter":
-            adapter = component
-            continue
-        data = block_graph(stored(component), stored(adapter) if adapter else None, network)
-        stages.append(Stage("block", graph(data), (adapter, component) if adapter else (component,)))
-        adapter = None
-    end = head_graph(stored(norm), stored(head) if head else None, network)
-    stages.append(Stage("head", graph(end), (norm, head) if head else (norm,)))
-    return tuple(stages)
 
 
 def compare(

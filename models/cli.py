@@ -22,7 +22,7 @@ PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 PANELS = {  # of --help: the commands in the order in which one meets them
     "Begin": ("demo", "init"),
     "Tasks": ("evolve", "tasks", "evaluate", "baselines", "report"),
-    "Serve": ("serve", "worker", "keys", "releases"),
+    "Serve": ("serve", "worker", "keys", "releases", "precision"),
 }
 
 

@@ -31,6 +31,7 @@
     ├── QueueUnreachable      the database of jobs fails; trying again may help
     ├── ClusterLost           the Ray cluster cannot be reached, or loses candidates over and over
     ├── ExportMismatch        ONNX Runtime and torch disagree about a route
+    ├── PrecisionLoss         a lower precision would cost a route more accuracy than is allowed
     ├── NotReady              the server has no release to answer from
     ├── WritingIsOff          the server takes no changes from where this request could come
     ├── KeyNeeded             the server has API keys, and the request brings none that is in use
@@ -176,6 +177,10 @@ class ClusterLost(Mu2NetError):
 
 
 class ExportMismatch(Mu2NetError):
+    pass
+
+
+class PrecisionLoss(Mu2NetError):
     pass
 
 

@@ -7,6 +7,7 @@ from models.errors import InvalidName
 
 TaskName = NewType("TaskName", str)
 ComponentId = NewType("ComponentId", str)  # sha256 of objects/<id>.safetensors
+LoweredId = NewType("LoweredId", str)  # sha256 of objects/<id>.safetensors holding a component in a lower precision
 SubgraphId = NewType("SubgraphId", str)  # sha256 of objects/<id>.onnx
 RouteId = NewType("RouteId", str)  # sha256 of objects/<id>.json
 GoldenId = NewType("GoldenId", str)  # sha256 of objects/<id>.safetensors holding golden samples

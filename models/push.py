@@ -43,12 +43,13 @@ def push(source: Store, target: str | Path, number: int | None = None, *, cache:
             f"{target} grew from another root than {source.files.shown()}: push to a store made from this one"
         )
     copy.objects(found)
-    current = found.current()
-    newest = found.release(current.pending[-1] if current.pending else current.release)
-    if newest.tasks == release.tasks:
+    newest = found.newest()
+    if (newest.tasks, newest.precisions) == (release.tasks, release.precisions):
         return copy.result(found, newest, is_new=False)
     reason = f"pushed: release {release.number} ({release.reason})"
-    published = found.publish(lambda _: release.tasks, reason=reason, at_least=release.number)
+    published = found.publish(
+        lambda _: release.tasks, reason=reason, at_least=release.number, precisions=release.precisions
+    )
     return copy.result(found, published, is_new=True)
 
 

@@ -15,7 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 from models.errors import DamagedObject, UnsupportedFormat
 
 SEAL = "sha256"
-FORMAT_VERSION = 1  # of every record in a store
+FORMAT_VERSIONS = (1, 2)  # of the records in a store: 2 where a record has one of `ADDED_FIELDS`
+ADDED_FIELDS = ("variants", "precisions")  # left out while empty, so that records without keep format 1 and digest
 
 Record = TypeVar("Record")
 
@@ -26,6 +27,7 @@ _adapter: Callable[[type], Any] = cache(TypeAdapter)
 def encode(record: object) -> bytes:
     """Return the record as JSON with sorted keys: equal records give equal bytes, hence equal digests."""
     plain = _adapter(type(record)).dump_python(record, mode="json")
+    plain = {name: value for name, value in plain.items() if value or name not in ADDED_FIELDS}
     return _text({**plain, SEAL: _seal(plain)}) + b"\n"
 
 
@@ -54,9 +56,10 @@ def decode(kind: type[Record], data: bytes, name: str) -> Record:
         version = plain["format_version"]
     except (ValueError, TypeError, KeyError) as error:
         raise DamagedObject(f"{name} is damaged: not a JSON record with a format_version; restore it") from error
-    if version != FORMAT_VERSION:
+    if version not in FORMAT_VERSIONS:
         raise UnsupportedFormat(
-            f"{name} has format_version {version!r}; this version reads {FORMAT_VERSION}: upgrade mu2net"
+            f"{name} has format_version {version!r}; this version reads {' and '.join(map(str, FORMAT_VERSIONS))}: "
+            "upgrade mu2net"
         )
     if plain.pop(SEAL, None) != _seal(plain):
         raise DamagedObject(f"{name} is damaged: its content is not what its sha256 says; restore it from a copy")

@@ -1,17 +1,22 @@
 """A release: a numbered, immutable set of routes. The service answers from exactly one."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from models.errors import InvalidRoute, UnknownTask
 from models.names import RouteId, TaskName
+from models.precision import Precision
 
 TaskChange = Callable[[Mapping[TaskName, RouteId]], Mapping[TaskName, RouteId]]
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Which route answers for which task. `created_at` is UTC, ISO 8601."""
+    """Which route answers for which task. `created_at` is UTC, ISO 8601.
+
+    `precisions` are those that its routes have beside float32, each with the points of validation accuracy that
+    a route may lose by it; what is published on top of the release keeps to them.
+    """
 
     number: int
     parent: int | None  # the release it was made from; None for the first
@@ -19,9 +24,11 @@ class Release:
     tasks: Mapping[TaskName, RouteId]
     reason: str  # what this release changed, for people
     created_at: str
+    precisions: Mapping[Precision, float] = field(default_factory=dict)
     format_version: int = 1
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "format_version", 2 if self.precisions else 1)  # older software would not keep them
         if self.number < 0 or (self.parent is not None and self.parent >= self.number):
             raise InvalidRoute(f"release {self.number} cannot follow release {self.parent}: numbers only grow")
 
@@ -35,8 +42,25 @@ class Release:
             raise UnknownTask(unknown_task(task, self.tasks))
         return self.tasks[task]
 
-    def successor(self, tasks: Mapping[TaskName, RouteId], *, number: int, reason: str, created_at: str) -> "Release":
-        return replace(self, number=number, parent=self.number, tasks=tasks, reason=reason, created_at=created_at)
+    def successor(
+        self,
+        tasks: Mapping[TaskName, RouteId],
+        *,
+        number: int,
+        reason: str,
+        created_at: str,
+        precisions: Mapping[Precision, float] | None = None,
+    ) -> "Release":
+        """Return the release that follows; `precisions` None keeps those of this one."""
+        return replace(
+            self,
+            number=number,
+            parent=self.number,
+            tasks=tasks,
+            reason=reason,
+            created_at=created_at,
+            precisions=self.precisions if precisions is None else precisions,
+        )
 
 
 def changed_tasks(

@@ -1,6 +1,7 @@
 """`mu2net releases`: what a store's releases are, whether they are whole, which one is active, and housekeeping."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from models.collect import collect
 from models.commands import JsonOption, StoreArgument, accuracy_text, in_millions, moment, plain_console
 from models.diff import diff as differences
 from models.names import parse_task_name, short
+from models.precision import Precision
 from models.push import push
 from models.release import Release
 from models.route import Route
@@ -69,6 +71,7 @@ def _release_row(release: Release, current: Current) -> dict[str, object]:
         "parent": release.parent,
         "state": _state(release.number, current),
         "tasks": len(release.tasks),
+        "precisions": dict(release.precisions),
         "created_at": release.created_at,
         "reason": release.reason,
     }
@@ -90,21 +93,23 @@ def show(store: StoreArgument, release: PerhapsRelease = None, as_json: JsonOpti
         title=f"Release {found.number} of {store} ({state}): {found.reason}",
         caption=f"made {moment(found.created_at)} UTC",
     )
-    for column in ("task", "route", "classes", "pixels", "blocks", "parameters", "val", "test"):
+    lower = sorted(found.precisions)  # a column each: the validation accuracy in it
+    for column in ("task", "route", "classes", "pixels", "blocks", "parameters", "val", *lower, "test"):
         table.add_column(column, justify="left" if column in {"task", "route"} else "right")
     for task, route in sorted(routes.items()):
-        table.add_row(task, short(found.tasks[task]), *_numbers(route))
+        table.add_row(task, short(found.tasks[task]), *_numbers(route, lower))
     plain_console().print(table)
 
 
-def _numbers(route: Route) -> tuple[str, ...]:
-    quality = route.quality
+def _numbers(route: Route, lower: Sequence[Precision]) -> tuple[str, ...]:
+    quality, variants = route.quality, [route.variants.get(precision) for precision in lower]
     return (
         str(len(route.labels)),
         str(route.image_size),
         str(route.depth),
         in_millions(route.parameters),
         accuracy_text(quality.validation_accuracy if quality else None),
+        *(accuracy_text(variant.validation_accuracy if variant else None) for variant in variants),
         accuracy_text(quality.test_accuracy if quality else None),
     )
 

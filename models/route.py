@@ -10,8 +10,9 @@ from typing import Literal
 
 from models.component import ComponentRecord
 from models.errors import InvalidRoute
-from models.names import ComponentId, GoldenId, RouteId, SubgraphId, TaskName
+from models.names import ComponentId, GoldenId, LoweredId, RouteId, SubgraphId, TaskName
 from models.network import NetworkShape, flops
+from models.precision import Precision
 from models.preprocess import Preprocessing
 
 StageKind = Literal["embed", "block", "head"]
@@ -29,6 +30,33 @@ class Stage:
     kind: StageKind
     subgraph: SubgraphId
     components: tuple[ComponentRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoweredStage:
+    """One subgraph of a variant; it reads the components' own files for what was not lowered."""
+
+    subgraph: SubgraphId  # the stage's float32 one where it was left as it is
+    weights: tuple[LoweredId, ...] = ()  # lowered weights that it reads
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A route in a lower precision: another subgraph for some stages, and what that costs in accuracy.
+
+    Both accuracies are of the same images on a CPU, by the very subgraphs that are served.
+    """
+
+    stages: tuple[LoweredStage, ...]  # one for each of the route's, in order
+    golden: GoldenId  # the route's samples with the logits of these subgraphs
+    validation_accuracy: float  # 0 to 1
+    float32_accuracy: float
+    validation_images: int
+
+    @property
+    def points_lost(self) -> float:
+        """Return what the precision costs in points of accuracy; below 0 where it is the better one."""
+        return 100 * (self.float32_accuracy - self.validation_accuracy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +98,11 @@ class Route:
     lineage: Lineage
     golden: GoldenId | None  # samples and the logits they must give; None for the root alone
     private: bool = False
-    format_version: int = field(default=1)
+    variants: Mapping[Precision, Variant] = field(default_factory=dict)  # beside float32
+    format_version: int = 1
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "format_version", 2 if self.variants else 1)  # older software would not keep variants
         owner = f"task {self.task!r}" if self.task else "root"
         kinds = [stage.kind for stage in self.stages]
         if len(kinds) < 2 or kinds != ["embed", *["block"] * (len(kinds) - 2), "head"]:
@@ -80,6 +110,16 @@ class Route:
         repeated = sorted({label for label in self.labels if self.labels.count(label) > 1})
         if repeated:
             raise InvalidRoute(f"{owner}: labels repeat: {repeated}; each class needs a name of its own")
+        for precision, variant in self.variants.items():
+            if len(variant.stages) != len(self.stages):
+                raise InvalidRoute(
+                    f"{owner}: its {precision} variant has {len(variant.stages)} stages, the route {len(self.stages)}"
+                )
+
+    def lowered_stages(self, precision: Precision | None) -> tuple[LoweredStage, ...]:
+        """Return the stages as they run in a precision, in float32 where there is no such variant."""
+        variant = self.variants.get(precision) if precision else None
+        return variant.stages if variant else tuple(LoweredStage(stage.subgraph) for stage in self.stages)
 
     @property
     def components(self) -> tuple[ComponentRecord, ...]:

@@ -1,6 +1,6 @@
 """The store: the contract between evolve and service. Content-addressed, append-only but for one pointer.
 
-    objects/<sha256>.safetensors   a component's weights, or a route's golden samples
+    objects/<sha256>.safetensors   a component's weights, as trained or lowered, or a route's golden samples
     objects/<sha256>.onnx          a subgraph, its weights external data in the safetensors files beside it
     objects/<sha256>.json          a route record
     releases/<number>.json         which route answers for which task
@@ -39,6 +39,7 @@ from models.errors import (
 )
 from models.files import FileChanged, Files, LocalFiles
 from models.names import RouteId, TaskName
+from models.precision import Precision
 from models.records import decode, encode
 from models.release import Release, TaskChange, changed_tasks, require_task, with_changes
 from models.remote_files import RemoteFiles
@@ -287,7 +288,19 @@ class Store:
         release = self.release()
         return self.route(release.root, needed_by=f"release {release.number} as its root")
 
-    def publish(self, change: TaskChange, *, reason: str, at_least: int = 0) -> Release:
+    def newest(self) -> Release:
+        """Return the release that the next one is made from: the active one, or while held the last pending one."""
+        current = self.current()
+        return self.release(current.pending[-1] if current.pending else current.release)
+
+    def publish(
+        self,
+        change: TaskChange,
+        *,
+        reason: str,
+        at_least: int = 0,
+        precisions: Mapping[Precision, float] | None = None,
+    ) -> Release:
         """Write a new release and make it the active one, unless a person holds another.
 
         Everything its routes name must have been stored. `change` gets the tasks of the newest published
@@ -298,6 +311,7 @@ class Store:
             change: from the tasks as they are to the tasks as they shall be.
             reason: for people.
             at_least: the new release's number is this or the next above it that is free.
+            precisions: those of the new release; None for those of the one it is made from.
 
         Raises:
             PublishConflict: others published all the time, or a garbage collection deletes what a new route needs.
@@ -309,7 +323,7 @@ class Store:
             base = self.release(current.pending[-1] if current.pending else current.release)
             tasks = change(base.tasks)
             self._require_new_objects(base.tasks, tasks)
-            made.append(self._write_release(base, tasks, reason, at_least))
+            made.append(self._write_release(base, tasks, reason, at_least, precisions))
             number = made[-1].number
             return replace(current, pending=(*current.pending, number)) if current.is_held else Current(number)
 
@@ -403,7 +417,11 @@ class Store:
             if newest.tasks == tasks:
                 return Current(newest.number)
             numbers = ", ".join(map(str, current.pending))
-            return Current(self._write_release(base, tasks, f"changes of {numbers} on {base.number}", 0).number)
+            is_other = newest.precisions != self._parent_of(current.pending[0]).precisions
+            made = self._write_release(
+                base, tasks, f"changes of {numbers} on {base.number}", 0, newest.precisions if is_other else None
+            )
+            return Current(made.number)
 
         return self._move(release_hold)
 
@@ -412,11 +430,18 @@ class Store:
         assert parent is not None, "a pending release was made from another"
         return self.release(parent)
 
-    def _write_release(self, base: Release, tasks: Mapping[TaskName, RouteId], reason: str, at_least: int) -> Release:
+    def _write_release(
+        self,
+        base: Release,
+        tasks: Mapping[TaskName, RouteId],
+        reason: str,
+        at_least: int,
+        precisions: Mapping[Precision, float] | None,
+    ) -> Release:
         """Write the next release; where there are no locks, another writer may take the number first."""
         number = max(at_least, self.release_numbers()[-1] + 1)
         for candidate in range(number, number + ATTEMPTS):
-            release = base.successor(tasks, number=candidate, reason=reason, created_at=now())
+            release = base.successor(tasks, number=candidate, reason=reason, created_at=now(), precisions=precisions)
             with suppress(FileExistsError):
                 self._files.create(release_name(candidate), encode(release))
                 return release
@@ -470,6 +495,10 @@ def route_objects(route: Route) -> set[str]:
     """Return the names of all files that a route needs besides its record."""
     names = {object_name(component.id, "safetensors") for component in route.components}
     names |= {object_name(stage.subgraph, "onnx") for stage in route.stages}
+    for variant in route.variants.values():
+        names |= {object_name(stage.subgraph, "onnx") for stage in variant.stages}
+        names |= {object_name(weights, "safetensors") for stage in variant.stages for weights in stage.weights}
+        names.add(object_name(variant.golden, "safetensors"))
     return names if route.golden is None else names | {object_name(route.golden, "safetensors")}
 
 

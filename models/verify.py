@@ -83,9 +83,17 @@ class _Verifier:
             for component in route.components:
                 weights = partial(self._weights, component.id, owner, component.parameters)
                 self.attempt(f"{component.id}.safetensors", weights)
-            if route.golden is not None:
-                samples = partial(self._weights, route.golden, f"{owner} as its golden samples", None)
-                self.attempt(f"{route.golden}.safetensors", samples)
+            for precision, variant in route.variants.items():
+                for lowered in variant.stages:
+                    self.attempt(f"{lowered.subgraph}.onnx", partial(self._graph, lowered.subgraph, owner))
+                    for digest in lowered.weights:
+                        weights = partial(self._weights, digest, f"{owner} in {precision}", None)
+                        self.attempt(f"{digest}.safetensors", weights)
+            goldens = [route.golden, *(variant.golden for variant in route.variants.values())]
+            for golden in goldens:
+                if golden is not None:
+                    samples = partial(self._weights, golden, f"{owner} as its golden samples", None)
+                    self.attempt(f"{golden}.safetensors", samples)
 
     def _graph(self, digest: str, owner: str) -> int:
         return len(self._store.read_object(digest, "onnx", needed_by=owner))

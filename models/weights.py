@@ -13,13 +13,14 @@ from safetensors.numpy import load, save
 
 from models.errors import DamagedObject
 
-Weights = Mapping[str, np.ndarray]  # tensor name below the component -> float32 values
+Weights = Mapping[str, np.ndarray]  # tensor name below the component -> values, float32 as trained
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSlot:
-    """Where one float32 tensor lies in a safetensors file; `offset` and `length` in bytes."""
+    """Where one tensor lies in a safetensors file; `offset` and `length` in bytes."""
 
+    dtype: str  # as safetensors calls it: F32, F16, I8
     shape: tuple[int, ...]
     offset: int
     length: int
@@ -45,6 +46,7 @@ def tensor_slots(data: bytes) -> dict[str, TensorSlot]:
     header.pop("__metadata__", None)
     return {
         name: TensorSlot(
+            entry["dtype"],
             tuple(entry["shape"]),
             8 + header_length + entry["data_offsets"][0],
             entry["data_offsets"][1] - entry["data_offsets"][0],

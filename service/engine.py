@@ -16,6 +16,7 @@ from jaxtyping import Float, UInt8
 from models.errors import InvalidRoute
 from models.names import RouteId, SubgraphId, TaskName
 from models.network import LAYER_NORM_EPS
+from models.precision import Precision
 from models.route import Route
 from models.weights import Weights
 from service.device import Device, DeviceBatch, Place
@@ -83,11 +84,20 @@ LoadedStage = Subgraph | Head
 class LoadedRoute:
     """A route with its stages in memory; compared by identity."""
 
-    def __init__(self, task: TaskName, route_id: RouteId, route: Route, stages: tuple[LoadedStage, ...]) -> None:
+    def __init__(
+        self,
+        task: TaskName,
+        route_id: RouteId,
+        route: Route,
+        stages: tuple[LoadedStage, ...],
+        precision: Precision | None = None,
+    ) -> None:
         self.task = task
         self.id = route_id
         self.route = route
         self.stages = stages
+        self.precision = precision  # in which the stages are, None for float32
+        self.golden = route.variants[precision].golden if precision else route.golden
         self.prefixes = _prefixes(stages)
         self.flops = route.flops  # of one row, what the queue reckons with
 

@@ -7,14 +7,15 @@ import numpy as np
 from jaxtyping import Float
 
 from models.errors import ExportMismatch, InvalidRoute
+from models.precision import Precision
 from models.store import Store
 from models.weights import deserialize
 from service.engine import LoadedRoute, Logits, Row
-from service.runtime import CPU, CUDA
 
-# In float32 logits, times the largest one where that is above 1. Other processors and libraries round
-# otherwise (seen: up to 1e-5 between CPUs, TF32 is off on CUDA); wrong weights are far off.
-TOLERANCE = {CPU: 1e-3, CUDA: 1e-3}
+# Of a logit, times the largest one where that is above 1. Other processors and libraries round otherwise (seen
+# in float32: up to 1e-5 between CPUs, TF32 is off on CUDA); wrong weights are far off. In int8 a last bit decides
+# now and then between two levels, in float16 there are but 11 bits.
+TOLERANCE: dict[Precision | None, float] = {None: 1e-3, "int8": 5e-2, "float16": 5e-2}
 
 RunRows = Callable[[Sequence[Row]], list[Logits]]
 Key = tuple[bytes, str]  # the way of a route, all its subgraphs in order, and its golden samples
@@ -31,8 +32,7 @@ class Proof:
 class Proofs:
     """What this process has proved. Used from one thread only, the watcher's."""
 
-    def __init__(self, provider: str) -> None:
-        self._tolerance = TOLERANCE[provider]
+    def __init__(self) -> None:
         self._proofs: dict[Key, Proof] = {}
 
     def check(self, route: LoadedRoute, store: Store, run: RunRows) -> None:
@@ -55,7 +55,7 @@ class Proofs:
         found = _answers(route, samples["pixels"], run)
         wanted = samples["logits"]
         scale = max(1.0, float(np.abs(wanted).max(initial=0.0)))
-        _demand(route, found, wanted, at_most=self._tolerance * scale, reference="the store says")
+        _demand(route, found, wanted, at_most=TOLERANCE[route.precision] * scale, reference="the store says")
         self._proofs[_key(route)] = Proof(samples["pixels"], found)
 
     def keep(self, routes: Iterable[LoadedRoute]) -> None:
@@ -65,7 +65,7 @@ class Proofs:
 
 
 def _key(route: LoadedRoute) -> Key:
-    return route.prefixes[-1], str(route.route.golden)
+    return route.prefixes[-1], str(route.golden)
 
 
 def _answers(route: LoadedRoute, pixels: np.ndarray, run: RunRows) -> Float[np.ndarray, "samples classes"]:
@@ -74,7 +74,7 @@ def _answers(route: LoadedRoute, pixels: np.ndarray, run: RunRows) -> Float[np.n
 
 
 def _read(route: LoadedRoute, store: Store) -> dict[str, np.ndarray]:
-    golden = route.route.golden
+    golden = route.golden
     if golden is None:
         raise InvalidRoute(f"task {route.task!r}: route {route.id} has no golden samples; publish it again")
     needed_by = f"task {route.task!r} as its golden samples"

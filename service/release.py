@@ -9,7 +9,7 @@ from models.errors import InvalidRoute, UnknownTask
 from models.figures import task_figures
 from models.names import RouteId, SubgraphId, TaskName
 from models.release import Release, unknown_task
-from models.route import Route, Stage
+from models.route import LoweredStage, Route, Stage
 from models.store import Store
 from models.weights import Weights, deserialize
 from service.device import Device
@@ -51,10 +51,6 @@ class StagePool:
         self._device = Device(runtime) if device is None and runtime.provider == CUDA else device
         self._stages: WeakValueDictionary[SubgraphId, LoadedStage] = WeakValueDictionary()
 
-    @property
-    def provider(self) -> str:
-        return self._runtime.provider
-
     def held(self) -> set[SubgraphId]:
         """Return the subgraphs that are in memory now."""
         return set(self._stages)
@@ -87,28 +83,35 @@ class StagePool:
         route = store.route(route_id, needed_by=f"task {task!r}")
         if route.task != task:
             raise InvalidRoute(f"route {route_id} is listed for task {task!r}, but says it is of {route.task!r}")
-        stages = tuple(self._stage(store, stage, task) for stage in route.stages)
+        lowered = route.lowered_stages(self._runtime.precision)
+        stages = tuple(self._stage(store, *pair, task) for pair in zip(route.stages, lowered, strict=True))
         head = stages[-1]
         if not isinstance(head, Head) or head.num_classes != len(route.labels):
             raise InvalidRoute(
                 f"task {task!r}: the head of route {route_id} does not fit its {len(route.labels)} labels"
             )
-        return LoadedRoute(task, route_id, route, stages)
+        precision = self._runtime.precision
+        return LoadedRoute(task, route_id, route, stages, precision if precision in route.variants else None)
 
-    def _stage(self, store: Store, stage: Stage, task: TaskName) -> LoadedStage:
-        held = self._stages.get(stage.subgraph)
+    def _stage(self, store: Store, stage: Stage, lowered: LoweredStage, task: TaskName) -> LoadedStage:
+        held = self._stages.get(lowered.subgraph)
         if held is None:
-            load = self._load_head if stage.kind == "head" else self._load_subgraph
-            held = self._stages[stage.subgraph] = load(store, stage, needed_by=f"task {task!r}")
+            needed_by = f"task {task!r}"
+            if stage.kind == "head":  # float32 in every precision: it is next to no work
+                held = self._load_head(store, stage, needed_by=needed_by)
+            else:
+                held = self._load_subgraph(store, stage, lowered, needed_by=needed_by)
+            self._stages[lowered.subgraph] = held
         return held
 
-    def _load_subgraph(self, store: Store, stage: Stage, *, needed_by: str) -> LoadedStage:
-        for component in stage.components:  # read by the session, at the offsets that the graph has
-            store.object_path(component.id, "safetensors", needed_by=needed_by)
-        path = store.object_path(stage.subgraph, "onnx", needed_by=needed_by)
+    def _load_subgraph(self, store: Store, stage: Stage, lowered: LoweredStage, *, needed_by: str) -> LoadedStage:
+        # read by the session, at the offsets that the graph has
+        for digest in (*(component.id for component in stage.components), *lowered.weights):
+            store.object_path(digest, "safetensors", needed_by=needed_by)
+        path = store.object_path(lowered.subgraph, "onnx", needed_by=needed_by)
         prepared = self._prepared
-        session = self._runtime.session(path) if prepared is None else prepared.session(stage.subgraph, path)
-        return Subgraph(stage.subgraph, session, self._device)
+        session = self._runtime.session(path) if prepared is None else prepared.session(lowered.subgraph, path)
+        return Subgraph(lowered.subgraph, session, self._device)
 
     def _load_head(self, store: Store, stage: Stage, *, needed_by: str) -> LoadedStage:
         def weights(component: ComponentRecord) -> Weights:

@@ -96,7 +96,7 @@ class Watcher:
         self._cache = cache
         self._store: Store | None = None
         self._pool = pool
-        self._proofs = Proofs(pool.provider)
+        self._proofs = Proofs()
         self._run = run
         self._residents = residents
         self._poll_interval_s = poll_interval_s

@@ -9,11 +9,13 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import onnxruntime as ort
 
 from models.cores import usable_cores
 from models.errors import InvalidConfig
 from models.onnx_threads import AS_REQUESTED, share_threads, shared_threads_options
+from models.precision import Precision
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 CUDA_OPTIONS = {"use_tf32": "0"}  # TF32 keeps 10 bits of mantissa: golden samples would not hold
@@ -31,6 +33,14 @@ FIRST_TOKENS = (  # Gather of index 0 on axis 1: x uint8 [n, l, d] -> y uint8 [n
     b"b\x15\n\x01y\x12\x10\n\x0e\x08\x02\x12\n\n\x03\x12\x01n\n\x03\x12\x01dB\x04\n\x00\x10\r"
 )
 
+# A whole model of one MatMulInteger, uint8 [1, 32] by int8 [32, 1]. Processors without instructions for it add
+# pairs of products in 16 bits, and ONNX Runtime lets them overflow.
+PRODUCT = (
+    b'\x08\x08\x12\x00:\\\n\x18\n\x01a\n\x01b\x12\x01y"\rMatMulInteger\x12\x01gZ\x13\n\x01a\x12\x0e\n\x0c\x08'
+    b"\x02\x12\x08\n\x02\x08\x01\n\x02\x08 Z\x13\n\x01b\x12\x0e\n\x0c\x08\x03\x12\x08\n\x02\x08 \n\x02\x08\x01b\x13\n"
+    b"\x01y\x12\x0e\n\x0c\x08\x06\x12\x08\n\x02\x08\x01\n\x02\x08\x01B\x04\n\x00\x10\n"
+)
+
 log = logging.getLogger("mu2net.runtime")
 
 
@@ -40,6 +50,7 @@ class Runtime:
 
     provider: str
     threads: int
+    precision: Precision | None = None  # that routes run in where they have it, None for float32 alone
     version: str = ort.__version__
 
     def session(self, model: Path | bytes) -> ort.InferenceSession:
@@ -86,11 +97,12 @@ def start_runtime(device: Literal["auto", "cpu", "cuda"], threads: int) -> Runti
     reason = "the setting says cpu" if device == "cpu" else _why_no_cuda()
     if device == "cuda" and reason:
         raise InvalidConfig(f"MU2NET_DEVICE is cuda, but {reason}: mend that, or set it to auto or cpu")
-    runtime = Runtime(CPU if reason else CUDA, threads)
+    precision: Precision | None = ("int8" if _is_int8_exact() else None) if reason else "float16"
+    runtime = Runtime(CPU if reason else CUDA, threads, precision)
     if runtime.provider == CUDA:
         _share_device_memory()
-    log.info("engine on %s, %d threads, ONNX Runtime %s; CUDA: %s", runtime.provider, threads, runtime.version,
-             reason or "used")  # fmt: skip
+    log.info("engine on %s, %d threads, ONNX Runtime %s; CUDA: %s; beside float32: %s", runtime.provider, threads,
+             runtime.version, reason or "used", precision or "nothing, int8 overflows on this processor")  # fmt: skip
     return runtime
 
 
@@ -102,6 +114,13 @@ def _share_device_memory() -> None:
         ort.create_and_register_allocator_v2(CUDA, memory, CUDA_OPTIONS, ort.OrtArenaCfg(AS_REQUESTED))
     except RuntimeError as error:
         log.warning("every session has device memory of its own, so tasks cost more of it: %s", error)
+
+
+def _is_int8_exact() -> bool:
+    """Tell whether this processor multiplies int8 without overflowing; where not, float32 is as fast and right."""
+    levels, weights = np.full((1, 32), 255, np.uint8), np.full((32, 1), 127, np.int8)
+    (product,) = Runtime(CPU, 0).session(PRODUCT).run(None, {"a": levels, "b": weights})
+    return bool(product.item() == 32 * 255 * 127)
 
 
 def _why_no_cuda() -> str | None:

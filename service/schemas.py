@@ -94,8 +94,17 @@ class LineageView(BaseModel):
     trained_images: int
 
 
+class VariantView(BaseModel):
+    validation_accuracy: float
+    float32_accuracy: float = Field(description="of the same images")
+    validation_images: int
+    points_lost: float = Field(description="of accuracy, to this precision")
+
+
 class TaskDetail(TaskSummary):
     labels: list[str]
+    precision: str = Field(description="in which this server answers: float32, int8 or float16")
+    variants: Mapping[str, VariantView] = Field(description="precisions that the route has beside float32")
     hparams: Mapping[str, Scalar]
     lineage: LineageView
     stages: list[StageView]
@@ -173,6 +182,7 @@ class EngineView(BaseModel):
     provider: str = Field(description="ONNX Runtime's execution provider")
     threads: int
     onnxruntime: str
+    precision: str = Field(description="in which routes run that have it; others in float32")
 
 
 class ReleaseList(BaseModel):

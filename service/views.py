@@ -36,6 +36,7 @@ from service.schemas import (
     StageView,
     TaskDetail,
     TaskSummary,
+    VariantView,
 )
 from service.server import Server
 
@@ -95,7 +96,7 @@ def task_detail(release: LoadedRelease, described: LoadedRoute, visible: Mapping
     stages = [
         StageView(
             kind=stage.kind,
-            subgraph=stage.subgraph,
+            subgraph=running.id,
             components=[
                 ComponentView(
                     kind=c.kind,
@@ -107,11 +108,21 @@ def task_detail(release: LoadedRelease, described: LoadedRoute, visible: Mapping
                 for c in stage.components
             ],
         )
-        for stage in route.stages
+        for stage, running in zip(route.stages, described.stages, strict=True)
     ]
     return TaskDetail(
         **task_summary(release, described).model_dump(),
         labels=list(route.labels),
+        precision=described.precision or "float32",
+        variants={
+            precision: VariantView(
+                validation_accuracy=variant.validation_accuracy,
+                float32_accuracy=variant.float32_accuracy,
+                validation_images=variant.validation_images,
+                points_lost=variant.points_lost,
+            )
+            for precision, variant in route.variants.items()
+        },
         hparams=route.hparams,
         lineage=LineageView(**dataclasses.asdict(route.lineage)),
         stages=stages,
@@ -141,7 +152,12 @@ def release_list(server: Server, caller: Caller, *, limit: int) -> ReleaseList:
         resident=resident,
         last_reload=_reload(status),
         failure=_failure(status, is_told=caller.sees_all),
-        engine=EngineView(provider=runtime.provider, threads=runtime.threads, onnxruntime=runtime.version),
+        engine=EngineView(
+            provider=runtime.provider,
+            threads=runtime.threads,
+            onnxruntime=runtime.version,
+            precision=runtime.precision or "float32",
+        ),
         releases=releases,
     )
 

@@ -9,18 +9,21 @@ import numpy as np
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from evolve.export import IR_VERSION, OPSET, StoredComponent, block_graph, embed_graph, head_graph
+from evolve.export import IR_VERSION, OPSET
 from evolve.network import assemble, build_part
+from evolve.onnx_route import OnnxRoute
 from evolve.publish import create_store
+from evolve.subgraphs import SubgraphWriter
 from models.component import ComponentKind, ComponentRecord
 from models.names import ComponentId, GoldenId, RouteId, SubgraphId, TaskName
+from models.precision import Precision
 from models.preprocess import scale_pixels
 from models.records import encode
 from models.release import Release
 from models.root import load_root, resized_pos_embed
-from models.route import Lineage, Quality, Route, Stage
+from models.route import Lineage, Quality, Route, Stage, Variant
 from models.store import Current, Store, now, release_name
-from models.weights import Weights, deserialize, num_parameters, serialize, tensor_slots
+from models.weights import Weights, deserialize, num_parameters, serialize
 
 # Why a server must refuse a release, and the kind of error that it then tells.
 WRONG = {
@@ -99,7 +102,7 @@ def store_wrong_route(store: Store, plan: TaskPlan, kind: str) -> RouteId:
     route_id = store_route(store, replace(plan, golden_error=1.0 if kind == "golden mismatch" else 0.0))
     route = store.route(route_id, needed_by="a test")
     if kind == "unknown format":
-        record = json.loads(encode(route)) | {"format_version": 2}
+        record = json.loads(encode(route)) | {"format_version": 9}
         return RouteId(store.put_object(json.dumps(record).encode(), "json"))
     if kind == "out of memory":
         embed, block, *rest = route.stages
@@ -182,30 +185,25 @@ def _route(store: Store, plan: TaskPlan) -> Route:
 def _stages(
     store: Store, root: Route, parts: Sequence[tuple[ComponentKind, Weights]], image_size: int
 ) -> tuple[Stage, ...]:
-    stored: list[tuple[ComponentRecord, StoredComponent]] = []
-    for kind, weights in parts:
-        data = serialize(weights)
-        digest = store.put_object(data, "safetensors")
-        record = ComponentRecord(kind, ComponentId(digest), num_parameters(weights))
-        stored.append((record, StoredComponent(f"{digest}.safetensors", tensor_slots(data))))
+    records = [
+        ComponentRecord(kind, ComponentId(store.put_object(serialize(weights), "safetensors")), num_parameters(weights))
+        for kind, weights in parts
+    ]
+    return SubgraphWriter(store, root.network, root.preprocessing, image_size).write_stages(records)
 
-    def graph(data: bytes) -> SubgraphId:
-        return SubgraphId(store.put_object(data, "onnx"))
 
-    (patch, patch_file), (pos, pos_file), *middle, (norm, norm_file), (head, head_file) = stored
-    network = root.network
-    embed = embed_graph(patch_file, pos_file, network, root.preprocessing, image_size)
-    stages = [Stage("embed", graph(embed), (patch, pos))]
-    pending: list[tuple[ComponentRecord, StoredComponent]] = []
-    for record, file in middle:
-        if record.kind == "adapter":
-            pending.append((record, file))
-            continue
-        adapter = pending[0][1] if pending else None
-        data = block_graph(file, adapter, network)
-        stages.append(Stage("block", graph(data), (*(found for found, _ in pending), record)))
-        pending.clear()
-    return (*stages, Stage("head", graph(head_graph(norm_file, head_file, network)), (norm, head)))
+def lower_all(store: Store, precision: Precision) -> Release:
+    """Release every task in a precision as well, whatever that costs in accuracy."""
+    tasks = {}
+    for task, route in store.routes(store.release()).items():
+        writer = SubgraphWriter(store, route.network, route.preprocessing, route.image_size)
+        stages = tuple(writer.write(stage.kind, stage.components, precision) for stage in route.stages)
+        golden = deserialize(store.read_object(str(route.golden), "safetensors", needed_by="a test"), "golden samples")
+        golden["logits"] = OnnxRoute(store, route.stages, stages).logits(golden["pixels"])
+        golden_id = GoldenId(store.put_object(serialize(golden), "safetensors"))
+        variants = {**route.variants, precision: Variant(stages, golden_id, 0.5, 0.5, 4)}
+        tasks[task] = store.put_route(replace(route, variants=variants))
+    return store.publish(lambda _: tasks, reason="lowered by hand", precisions={precision: 100.0})
 
 
 def _noisy(rng: np.random.Generator, weights: Weights) -> dict[str, np.ndarray]:

@@ -8,13 +8,14 @@ import pytest
 
 from evolve.journal import Journal, iterations
 from models.names import TaskName
+from models.records import FORMAT_VERSIONS
 from models.store import Current, Store
 from models.verify import verify
 from models.weights import deserialize
 from service import engine
 from service.golden import Proofs
 from service.release import StagePool
-from service.runtime import CPU, start_runtime
+from service.runtime import start_runtime
 from tests.service_store import route_logits
 
 STORES = sorted(Path(__file__).with_name("golden").glob("format-*"))
@@ -25,8 +26,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return Store.open(shutil.copytree(request.param, tmp_path / "store"))
 
 
-def test_there_is_a_store_of_the_first_format() -> None:
-    assert [folder.name for folder in STORES][:1] == ["format-1"]
+def test_there_is_a_store_of_every_format() -> None:
+    assert [folder.name for folder in STORES] == [f"format-{version}" for version in FORMAT_VERSIONS]
 
 
 def test_every_release_is_whole_and_answers_as_stored(store: Store) -> None:
@@ -35,7 +36,7 @@ def test_every_release_is_whole_and_answers_as_stored(store: Store) -> None:
     for number in store.release_numbers():
         release = pool.load_release(store, number, ())
         for loaded in release.routes.values():
-            Proofs(CPU).check(loaded, store, engine.run)
+            Proofs().check(loaded, store, engine.run)
             data = store.read_object(str(loaded.route.golden), "safetensors", needed_by="a test")
             golden = deserialize(data, "golden samples")
             in_torch = route_logits(store, loaded.route, golden["pixels"])

@@ -23,7 +23,7 @@ from service.metrics import Metrics
 from service.release import LoadedRelease, StagePool
 from service.reload import Watcher
 from service.residents import Residents
-from service.runtime import CPU, start_runtime
+from service.runtime import start_runtime
 from tests.service_store import TaskPlan, add_task, make_store
 
 POLL_S = 0.05
@@ -172,7 +172,7 @@ def test_a_failure_is_retried_with_growing_pauses_and_ends_when_mended(store: St
     ("content", "message"),
     [
         pytest.param(b"{", "CURRENT is damaged: not a JSON record with a format_version; restore it", id="damaged"),
-        pytest.param(b'{"format_version": 9}', "CURRENT has format_version 9; this version reads 1", id="newer"),
+        pytest.param(b'{"format_version": 9}', "CURRENT has format_version 9; this version reads 1 and 2", id="newer"),
         pytest.param(encode(Current(7)), "has no release 7; it has: 0, 1", id="unknown-release"),
     ],
 )
@@ -216,7 +216,7 @@ def test_an_unchanged_route_must_give_the_very_same_bits(store: Store, watched: 
 
 def test_logits_of_another_shape_are_told(store: Store, watched: Watched) -> None:
     route = watched.releases[0].route("first")
-    proofs = Proofs(CPU)
+    proofs = Proofs()
     proofs.check(route, store, engine.run)
     with pytest.raises(ExportMismatch, match=r"logits of shape \(2, 2\), this server answered before \(2, 3\)"):
         proofs.check(route, store, lambda rows: [logits[:2] for logits in engine.run(rows)])

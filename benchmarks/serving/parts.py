@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from PIL import Image
 
 from benchmarks.serving.client import Load
 from benchmarks.serving.gpu import gpu
+from benchmarks.serving.int8 import int8_accuracy, lowered_copy
 from benchmarks.serving.routes import FIXED, HEAVY, LIGHT, Mix, export_whole, make_store, task_name
 from benchmarks.serving.systems import PEERS, Place, System, SystemName, tasks_of
 from models.onnx_threads import shared_threads_options
@@ -129,6 +130,24 @@ def on_gpu(folder: Path) -> Raw:
     return gpu(runtime, Store.open(place.folder / place.store))
 
 
+def int8_speed(folder: Path) -> Raw:
+    """The ViT-B route through its int8 subgraphs against its float32 ones, images a second in this process."""
+    place = prepare(folder, HEAVY, 1)
+    store = lowered_copy(place.folder / place.store)
+    runtime = start_runtime("cpu", 0)
+    assert runtime.precision == "int8", "this processor's int8 overflows"
+    release = store.current().release
+    in_int8 = StagePool(runtime).load_release(store, release, []).route("task-000")
+    in_float32 = StagePool(replace(runtime, precision=None)).load_release(store, release, []).route("task-000")
+    raw: Raw = {}
+    for size in (1, 4, 8):
+        images = _pixels(224, size)
+        rows = [[Row(pixels, loaded) for pixels in images] for loaded in (in_float32, in_int8)]
+        float32_s, int8_s = _alternate(partial(engine.run, rows[0]), partial(engine.run, rows[1]), seconds=40)
+        raw[f"batch {size}"] = {"float32_s": float32_s, "int8_s": int8_s}
+    return raw | {"speedup": min(figure["float32_s"] / figure["int8_s"] for figure in raw.values())}
+
+
 def _loaded(place: Place) -> LoadedRelease:
     store = Store.open(place.folder / place.store)
     return StagePool(start_runtime("cpu", 0)).load_release(store, store.current().release, [])
@@ -203,4 +222,6 @@ PARTS: dict[str, Callable[[Path], Raw]] = {
     "fixed-100": fixed_100,
     "heavy": heavy,
     "gpu": on_gpu,
+    "int8-speed": int8_speed,
+    "int8-accuracy": int8_accuracy,
 }

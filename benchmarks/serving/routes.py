@@ -14,7 +14,8 @@ import torch
 from onnx import compose, numpy_helper
 
 from evolve.network import assemble, build_part
-from evolve.publish import create_store, write_stages
+from evolve.publish import create_store
+from evolve.subgraphs import SubgraphWriter
 from models.component import ComponentKind, ComponentRecord
 from models.names import ComponentId, GoldenId, TaskName
 from models.preprocess import scale_pixels
@@ -68,7 +69,7 @@ def _route(store: Store, mix: Mix, index: int) -> Route:
     width = root.network.embed_dim
     head = {"weight": rng.normal(size=(NUM_CLASSES, width), scale=width**-0.5), "bias": np.zeros(NUM_CLASSES)}
     components.append(_store(store, "head", {name: v.astype(np.float32) for name, v in head.items()}))
-    stages = write_stages(store, components, root.network, root.preprocessing, mix.image_size)
+    stages = SubgraphWriter(store, root.network, root.preprocessing, mix.image_size).write_stages(components)
     route = replace(
         root,
         task=task_name(index),
