@@ -90,6 +90,15 @@ ANSWERS: Mapping[str, Any] = {
     "TaskList": {"release": 4, "tasks": [_TASK]},
     "TaskDetail": {
         **_TASK,
+        "precision": "int8",
+        "variants": {
+            "int8": {
+                "validation_accuracy": 0.936,
+                "float32_accuracy": 0.938,
+                "validation_images": 500,
+                "points_lost": 0.2,
+            }
+        },
         "labels": ["rose", "tulip"],
         "hparams": {"learning_rate": 0.02, "schedule": "cosine"},
         "lineage": {
@@ -117,7 +126,7 @@ ANSWERS: Mapping[str, Any] = {
         "resident": [4, 3],
         "last_reload": None,
         "failure": None,
-        "engine": {"provider": "CPUExecutionProvider", "threads": 2, "onnxruntime": "1.31.0"},
+        "engine": {"provider": "CPUExecutionProvider", "threads": 2, "onnxruntime": "1.31.0", "precision": "int8"},
         "releases": [
             {
                 "release": 4,

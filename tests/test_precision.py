@@ -180,22 +180,6 @@ def test_lowering_a_release_records_what_it_costs(tmp_path: Path) -> None:
     assert (back.tasks, back.precisions) == (store.release(2).tasks, {})
 
 
-def test_a_route_that_would_lose_too_much_keeps_float32_for_its_own_parts(tmp_path: Path) -> None:
-    store = make_store(tmp_path / "store", TaskPlan("plain", seed=1), TaskPlan("own", own_blocks=[1], seed=2))
-    spoil(store, "own", block=1)
-    images = {TaskName(task): judged_by_itself(store, task, tmp_path / "images") for task in ("plain", "own")}
-    loose = lower_release(store, "int8", images, tolerance=100)
-    assert store.routes(loose)[TaskName("own")].variants["int8"].points_lost > 20
-    release = lower_release(store, "int8", images, tolerance=20)
-    routes = store.routes(release)
-    plain, own = (routes[TaskName(task)] for task in ("plain", "own"))
-    assert own.variants["int8"].points_lost <= 20
-    assert own.variants["int8"].stages[2].subgraph == own.stages[2].subgraph  # the spoiled block
-    assert own.variants["int8"].stages[1] == plain.variants["int8"].stages[1]
-    assert own.variants["int8"].stages[1].subgraph != own.stages[1].subgraph
-    Proofs().check(load(store, "int8").route("own"), store, engine.run)
-
-
 def test_a_release_with_a_route_that_loses_too_much_in_any_case_is_refused(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store", TaskPlan("first", own_blocks=[1], seed=2))
     spoil(store, "first", block=1)
