@@ -36,3 +36,9 @@ def test_serving_compares_with_the_best_peer() -> None:
     assert (found["serving-2"].value, found["serving-2"].met) == (1.2, True)
     assert (found["serving-5"].value, found["serving-5"].met) == (1.2, False)
     assert found["serving-3"].value is None
+
+
+def test_servings_last_bars_are_of_a_gpu() -> None:
+    gpu = {"nodes_on_cpu": 0, "one_task": 1000.0, "mixed": 600.0, "memory_mib": {"5": 1000, "50": 1040}}
+    found = [(bar.bar, bar.value, bar.met) for bar in bars({"gpu": gpu})][-3:]
+    assert found == [("serving-11", 0, True), ("serving-12", 0.6, False), ("serving-13", 1.04, True)]

@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -181,6 +182,28 @@ def test_too_many_bytes_are_refused() -> None:
 def test_too_many_pixels_are_refused_before_decoding() -> None:
     with pytest.raises(ImageTooLarge, match=r"^the image has 30 x 20 pixels; at most 599 in all are allowed: scale it"):
         load_pixels(encoded(noise(20, 30, 3)), 8, ImageLimits(max_pixels=599))
+
+
+@pytest.mark.parametrize("orientation", [1, 6], ids=["upright", "turned"])
+def test_a_large_photo_is_decoded_at_a_reduced_scale(monkeypatch: pytest.MonkeyPatch, orientation: int) -> None:
+    """Of 1600 x 1200 pixels 56 are wanted: an eighth of each side is decoded, and it shows the same."""
+    photo = Image.linear_gradient("L").resize((1600, 1200)).convert("RGB")
+    decoded: list[tuple[int, int]] = []
+    monkeypatch.setattr(Image.Image, "load", _told(Image.Image.load, decoded))
+    found = load_pixels(encoded(photo, "JPEG", exif=exif(orientation)), 56)
+    assert max(decoded) == (200, 150)
+    upright = photo if orientation == 1 else photo.transpose(Image.Transpose.ROTATE_270)
+    expected = load_pixels(encoded(upright), 56)
+    assert np.abs(found.astype(int) - expected).max() <= 3
+
+
+def _told(load: Callable[..., Any], sizes: list[tuple[int, int]]) -> Callable[..., Any]:
+    def loaded(image: Image.Image) -> Any:
+        if image.format == "JPEG":
+            sizes.append(image.size)
+        return load(image)
+
+    return loaded
 
 
 def test_a_decompression_bomb_is_refused() -> None:
