@@ -57,7 +57,7 @@ def measure(folder: Path, kills: int) -> dict[str, Any]:
         lives = kill_workers(store, client, kills)
         found = {job: client.get(f"/v1/jobs/{job}").json() for job in jobs}
         logs = {job: client.get(f"/v1/jobs/{job}/log").text for job in jobs}
-        live = [task["name"] for task in client.get("/v1/tasks").json()["tasks"]]
+        live = [task["task"] for task in client.get("/v1/tasks").json()["tasks"]]
     lost = [job for job, view in found.items() if view["state"] != "done" or view["task"] not in live]
     died_at = {life.process.pid: life.ended_at for life in lives}
     return {
