@@ -19,6 +19,11 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+
+# Ray reads it when it is imported. Otherwise a driver under `uv run` has each machine unpack a copy of the working
+# directory, whatever lies in it, and build an environment for it: minutes and gigabytes before the first candidate.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
 import ray
 from filelock import FileLock
 from ray.exceptions import RayError, RayTaskError

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Annotated
 
@@ -30,6 +31,7 @@ BUSY_PAUSE_S = 5.0  # before a job is tried again whose task somebody evolves by
 SWEEP_S = 3600.0  # between looks for images that nobody needs any more
 DAY_S = 24 * 3600.0
 NICENESS = 19
+AUTOGROUP = Path("/proc/self/autogroup")
 
 
 class JobStopped(BaseException):
@@ -127,11 +129,20 @@ def worker(
 
 
 def step_back() -> None:
-    """Give this process and its children the lowest priority: requests go before training."""
+    """Give this process and its children the lowest priority: requests go before training.
+
+    Linux may share the processor between sessions first ("autogroup", on by default where no container does it),
+    and BentoML's server is a session of its own: there niceness and class count for nothing against it, and each
+    time that a thread of the server woke up it waited up to 4 ms for training. So a worker that leads a session
+    lowers that as a whole; of a shell's session it has no right to.
+    """
     os.nice(NICENESS)
     if hasattr(os, "SCHED_IDLE"):
         with suppress(OSError):  # some containers forbid it
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    if AUTOGROUP.exists() and os.getsid(0) == os.getpid():
+        with suppress(OSError):
+            AUTOGROUP.write_text(str(NICENESS))
 
 
 def _claimed(queue: JobQueue) -> Claim | None:

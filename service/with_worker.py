@@ -16,7 +16,7 @@ from models.errors import InvalidConfig
 
 WATCH_S = 0.2
 PAUSE_S = 2.0  # before a worker that died is started again
-GRACE_S = 30.0  # for each to end by itself
+GRACE_S = 40.0  # for each to end by itself, more than a server gives its requests
 
 
 def worker_command(store: str) -> list[str]:
@@ -32,24 +32,42 @@ def worker_command(store: str) -> list[str]:
 
 def run_both(server: Sequence[str], worker: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run both until the server ends or this process is told to stop; return the server's exit status."""
-    serving = subprocess.Popen(server, env=environment)
-    working = subprocess.Popen(worker, env=environment)
+    is_stopping = False
 
     def stop(number: int, frame: FrameType | None) -> None:
-        serving.send_signal(signal.SIGTERM)
+        nonlocal is_stopping
+        is_stopping = True
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+
+    def start_worker() -> "subprocess.Popen[bytes]":
+        # in a session of its own, which it puts behind the server's, and where Ctrl-C comes from here alone
+        return subprocess.Popen(worker, env=environment, start_new_session=True)
+
+    serving = subprocess.Popen(server, env=environment)
+    working = start_worker()
     try:
-        while serving.poll() is None:
+        died_at: float | None = None
+        while serving.poll() is None and not is_stopping:
             time.sleep(WATCH_S)
-            if working.poll() is not None:
-                time.sleep(PAUSE_S)
-                working = subprocess.Popen(worker, env=environment)
+            if working.poll() is None:
+                died_at = None
+            elif died_at is None:
+                died_at = time.monotonic()
+            elif time.monotonic() - died_at > PAUSE_S:
+                working = start_worker()
     finally:
-        working.terminate()
-        try:
-            working.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
-            working.kill()
+        for process in (serving, working):
+            process.terminate()
+        for process in (serving, working):
+            _wait(process)
     return serving.returncode
+
+
+def _wait(process: "subprocess.Popen[bytes]") -> None:
+    try:
+        process.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -80,3 +80,7 @@ def test_compose_gives_both_the_store_and_the_queue(name: str) -> None:
     assert service["volumes"][0].endswith(":/store")
     assert service["environment"]["MU2NET_QUEUE"].endswith("@queue/mu2net")
     assert service["depends_on"] == {"queue": {"condition": "service_healthy"}}
+
+
+def test_compose_puts_the_worker_behind_the_server() -> None:
+    assert COMPOSE["services"]["worker"]["cpu_shares"] == 2, "the kernel's least"

@@ -70,8 +70,10 @@ def running(
         server.wait(30)
 
 
-def wait_until(server: "subprocess.Popen[bytes]", condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
+def wait_until(
+    server: "subprocess.Popen[bytes]", condition: Callable[[], bool], timeout_s: float = START_TIMEOUT_S
+) -> None:
+    deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         assert server.poll() is None, "the server ended by itself"
         with contextlib.suppress(httpx.TransportError):

@@ -1,5 +1,6 @@
 """Workers: a job becomes a live task, early and then better; one that is killed, cancelled or wrong ends well."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -86,6 +87,16 @@ def test_a_killed_workers_job_goes_on_where_it_was(opened_store: Store, queue: J
     assert ", start 2\n" in queue.log_text(job.id)
     drop_unused(opened_store, queue, BIRDS)
     assert Uploads(opened_store).newest(BIRDS) == job.request.upload
+
+
+@pytest.mark.skipif(not worker.AUTOGROUP.exists(), reason="this system does not schedule by sessions")
+@pytest.mark.parametrize("has_own_session", [True, False])
+def test_a_worker_puts_its_own_session_behind_all_others(has_own_session: bool) -> None:
+    code = "from evolve.worker import AUTOGROUP, step_back; step_back(); print(AUTOGROUP.read_text())"
+    command = [sys.executable, "-c", code]
+    told = subprocess.run(command, start_new_session=has_own_session, check=True, capture_output=True, text=True).stdout
+    assert told.strip().endswith("nice 19") == has_own_session
+    assert os.getpriority(os.PRIO_PROCESS, 0) < worker.NICENESS, "what started it goes on as before"
 
 
 def test_a_stopped_worker_gives_its_job_back(

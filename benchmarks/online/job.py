@@ -1,4 +1,8 @@
-"""A task is sent to a server that answers for four others, and is asked for as soon as it is live."""
+"""A task is sent to a server that answers for four others, and is asked for as soon as it is live.
+
+How right each release is, is asked when the job is over, by making one after the other the active one again: 500
+images for each release would be a load that the job does not make.
+"""
 
 import io
 import os
@@ -7,6 +11,7 @@ import sys
 import time
 import zipfile
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +39,10 @@ OTHERS = (
 )
 IMAGES_PER_REQUEST = 50
 GOOD_ENOUGH = 0.80
+POLL_S = 0.5
 
 
-def measure(folder: Path, budget_s: int = BUDGET_S) -> dict[str, Any]:
+def measure(folder: Path, *, before_s: float = BEFORE_S, budget_s: int = BUDGET_S) -> dict[str, Any]:
     """Return accuracy over time, latencies of the other tasks, and how many of their answers changed by a bit."""
     store = make_store(folder / "store")
     port = free_port()
@@ -52,14 +58,16 @@ def measure(folder: Path, budget_s: int = BUDGET_S) -> dict[str, Any]:
             traffic.start()
             time.sleep(5.0)  # its process starts, and the engine warms up
             began = time.time()
-            time.sleep(BEFORE_S)
+            time.sleep(before_s)
             sent_at = time.time()
             job = send(client, budget_s)
-            worker = subprocess.Popen([*mu2net, "worker", str(store.folder), "--once"], env=environment)
-            curve = follow(client, job, sent_at)
+            command = [*mu2net, "worker", str(store.folder), "--once"]
+            worker = subprocess.Popen(command, env=environment, start_new_session=True)  # as --with-worker starts it
+            seen = follow(client, job, sent_at)
             ended_at = time.time()
             replies = traffic.stop()
             again = quiet_answers(client)
+            curve = [{**live, "accuracy": judged(client, int(live["release"]))} for live in seen]
             log = client.get(f"/v1/jobs/{job}/log").text
     finally:
         server.terminate()
@@ -91,16 +99,18 @@ def make_store(folder: Path) -> Store:
     return store
 
 
-def data(part: str) -> dict[str, bytes]:
+@cache
+def images(part: str) -> dict[str, bytes]:
     """Return the images of a part by their names in the zip."""
     with zipfile.ZipFile(shared_folder() / "datasets" / f"{TASK}.zip") as archive:
-        return {name: archive.read(name) for name in archive.namelist() if name.startswith(f"{part}/")}
+        names = [name for name in archive.namelist() if name.startswith(f"{part}/") and not name.endswith("/")]
+        return {name: archive.read(name) for name in names}
 
 
 def send(client: httpx.Client, budget_s: int) -> str:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        for name, content in data("train").items():
+        for name, content in images("train").items():
             archive.writestr(name, content)
     form = {"name": TASK, "budget": f"{budget_s}s"}
     answer = client.post("/v1/tasks", data=form, files={"data": ("train.zip", file.getvalue(), "application/zip")})
@@ -110,33 +120,37 @@ def send(client: httpx.Client, budget_s: int) -> str:
 
 
 def follow(client: httpx.Client, job: str, sent_at: float) -> list[dict[str, float]]:
-    """Judge each release that answers for the task on the test part, until the job is over."""
-    images = [item for item in data("test").items() if not item[0].endswith("/")]
-    curve: list[dict[str, float]] = []
+    """Ask for the task until its job is over; return when each release gave its first answer."""
+    name, content = next(iter(images("test").items()))
+    seen: list[dict[str, float]] = []
     known = None
     while True:
         is_over = client.get(f"/v1/jobs/{job}").json()["state"] not in ("queued", "running")
         found = client.get(f"/v1/tasks/{TASK}")
         if found.status_code == 200 and found.json()["route"] != known:
-            known = found.json()["route"]
-            accuracy = judged(client, images)
-            curve.append({"seconds": time.time() - sent_at, "accuracy": accuracy, "release": found.json()["release"]})
-            print(curve[-1], flush=True)
+            answer = client.post(f"/v1/tasks/{TASK}/classify", files={"image": (name, content, "image/png")}).json()
+            known = answer["route"]
+            seen.append({"seconds": time.time() - sent_at, "release": answer["release"]})
         if is_over:
-            return curve
-        time.sleep(0.5)
+            return seen
+        time.sleep(POLL_S)
 
 
-def judged(client: httpx.Client, images: list[tuple[str, bytes]]) -> float:
-    """Return the accuracy of the task's answers over HTTP."""
+def judged(client: httpx.Client, release: int) -> float:
+    """Return the accuracy of the task's answers over HTTP when `release` is the active one."""
+    client.post(f"/v1/releases/{release}/activate").raise_for_status()
+    while client.get("/v1/tasks").json()["release"] != release:
+        time.sleep(POLL_S)
+    test = list(images("test").items())
     right = 0
-    for at in range(0, len(images), IMAGES_PER_REQUEST):
-        part = images[at : at + IMAGES_PER_REQUEST]
+    for at in range(0, len(test), IMAGES_PER_REQUEST):
+        part = test[at : at + IMAGES_PER_REQUEST]
         files = [("image", (name, content, "image/png")) for name, content in part]
         answer = client.post(f"/v1/tasks/{TASK}/classify?top_k=1", files=files).json()
+        assert answer["release"] == release, answer
         labels = [result["predictions"][0]["label"] for result in answer["results"]]
         right += sum(name.split("/")[1] == label for (name, _), label in zip(part, labels, strict=True))
-    return right / len(images)
+    return right / len(test)
 
 
 def quiet_answers(client: httpx.Client) -> dict[str, list[float]]:

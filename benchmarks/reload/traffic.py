@@ -53,7 +53,9 @@ class Traffic:
 
     def __init__(self, url: str, tasks: Sequence[str], rate: float) -> None:
         self._pipe, theirs = get_context("spawn").Pipe()
-        self._process: BaseProcess = get_context("spawn").Process(target=_run, args=(url, list(tasks), rate, theirs))
+        self._process: BaseProcess = get_context("spawn").Process(
+            target=_run, args=(url, list(tasks), rate, theirs), daemon=True
+        )
 
     def start(self) -> None:
         self._process.start()
