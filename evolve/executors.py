@@ -20,7 +20,7 @@ RayAddressOption = Annotated[
 ]
 WorkersOption = Annotated[
     int | None,
-    typer.Option(min=1, help="Candidates trained side by side; default: the cores / threads of each."),
+    typer.Option(min=1, help="Candidates trained side by side; default: cores / threads of each; on a GPU measured."),
 ]
 
 
@@ -37,7 +37,9 @@ def open_executor(
 
         if ray_address is not None:
             raise InvalidConfig("--ray-address goes with --executor ray: add that, or leave the address out")
-        return LocalExecutor(workers or default_workers(threads=threads, device=device))
+        if workers is None and device == "cpu":
+            workers = default_workers(threads=threads, device=device)
+        return LocalExecutor(workers)
     if ray_address is not None and workers is not None:
         raise InvalidConfig("--workers is the size of a cluster of this machine: leave it out with --ray-address")
     try:

@@ -3,19 +3,27 @@
 Worker processes map the shared activations' files. Each candidate trains with the plan's number of
 threads whatever the number of workers, and rows are computed in fixed pieces, so the number of workers
 changes the time and nothing else. Processes rather than threads: on small networks two processes of one
-thread each did over twice the work of one process with two threads.
+thread each did over twice the work of one process with two threads. On a GPU too: small networks leave
+it waiting for the next kernel most of the time, and how many processes fill it is measured.
 """
 
+import ctypes
 import math
 import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from itertools import cycle, islice
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import ParamSpec, TypeVar
+
+import torch
 
 from evolve.candidate import Candidate
 from evolve.fast_train import Checkpoint, fill, finished, pieces, train
@@ -33,6 +41,16 @@ StartTraining = Callable[[int, Checkpoint | None, int], "Future[Checkpoint]"]
 # A generation below this trains in this process: some ten seconds of a core, as long as processes take to start.
 PROCESS_FLOPS = 5e11
 
+# Each step frees what it allocated, hundreds of MiB. Given back to the system, every page of them is a fault and a
+# memset in the next step: some 5 to 10 % of a training on a CPU. From glibc's malloc.h: M_TRIM_THRESHOLD and
+# M_MMAP_THRESHOLD, the latter's largest allowed value.
+MALLOC_SETTINGS = ((-1, 2**30), (-3, 2**25))
+
+
+AT_ONCE = (1, 2, 4, 8)  # candidates on one GPU that are tried
+TRIAL_STEPS = 8  # of each
+LEAST_GAIN = 1.05  # in candidates a second, for which it is worth having more at once
+
 
 def default_workers(*, threads: int, device: str) -> int:
     """Return how many candidates to train side by side: one for each set of `threads` cores; one on a GPU."""
@@ -41,14 +59,31 @@ def default_workers(*, threads: int, device: str) -> int:
     return max(1, usable_cores() // threads)
 
 
+def fastest(counts: Sequence[int], seconds: Callable[[int], float | None]) -> int:
+    """Return how many candidates at once make the most of them a second, going up `counts` while more are faster.
+
+    Args:
+        counts: to try, growing.
+        seconds: how long so many take at once; None if they do not fit.
+    """
+    best, best_rate = counts[0], 0.0
+    for count in counts:
+        took = seconds(count)
+        if took is None or count / took < LEAST_GAIN * best_rate:
+            break
+        best, best_rate = count, count / took
+    return best
+
+
 class LocalExecutor:
     """Trains generations; with one worker in this process, with more in processes of its own.
 
+    With None the first large generation shows how many are fastest, by some steps of its candidates.
     A generation that costs less than `process_flops` trains in this process in any case, unless they run
     already. A context manager: its end ends the processes, at once if it ends by an error or by Ctrl-C.
     """
 
-    def __init__(self, workers: int = 1, *, process_flops: float = PROCESS_FLOPS) -> None:
+    def __init__(self, workers: int | None = 1, *, process_flops: float = PROCESS_FLOPS) -> None:
         self._most_workers = workers
         self._workers = 1  # that train the present generation
         self._process_flops = process_flops
@@ -61,12 +96,7 @@ class LocalExecutor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._processes and self._lifeline:
-            if error:
-                self._lifeline.close()
-            self._processes.shutdown(cancel_futures=True)
-            self._lifeline.close()
-        self._processes = None
+        self._stop(at_once=error is not None)
 
     def __call__(
         self, candidates: Sequence[Candidate], task: Task, pool: WeightPool, plan: TrainPlan
@@ -76,7 +106,10 @@ class LocalExecutor:
         for images in (task.train, task.val):
             images.pixels(size)  # decoded here once, so that no worker does
         is_large = sum(candidate.flops(plan.network) for candidate in candidates) * plan.images >= self._process_flops
-        self._workers = self._most_workers if is_large or self._processes else 1
+        if self._most_workers is None and is_large:
+            self._most_workers = fastest(AT_ONCE, partial(self._trial, candidates, task, pool, plan))
+            self._stop(at_once=False)  # there may be more processes than that
+        self._workers = (self._most_workers or 1) if is_large or self._processes else 1
         sharing = plan_sharing(candidates, task, plan, pool.folder / "activations")
         make_room(sharing, pool, plan)
         seconds = sum(self._fill(shared, sharing, task, pool, plan) for shared in sharing.shared)
@@ -84,6 +117,26 @@ class LocalExecutor:
         train_all = self._halved if plan.halving else self._trained
         for trained in train_all(candidates, sharing, task, pool, plan):
             yield replace(trained, phases=trained.phases + frozen)
+
+    def _trial(
+        self, candidates: Sequence[Candidate], task: Task, pool: WeightPool, plan: TrainPlan, count: int
+    ) -> float | None:
+        """Return the seconds of some steps of `count` candidates at once, None if memory does not suffice."""
+        self._workers = count
+        few = replace(plan, images=TRIAL_STEPS * plan.batch_size, validations=1)
+        nothing = Sharing(candidates[0].data, ())
+        seconds = 0.0
+        for _ in ("processes start", "measured"):
+            started = time.perf_counter()
+            try:
+                chosen = islice(cycle(candidates), count)
+                futures = [self._submit(train_part, one, nothing, task, pool, few, None, 1) for one in chosen]
+                for future in futures:
+                    future.result()
+            except torch.OutOfMemoryError:
+                return None
+            seconds = time.perf_counter() - started
+        return seconds
 
     def _trained(
         self, candidates: Sequence[Candidate], sharing: Sharing, task: Task, pool: WeightPool, plan: TrainPlan
@@ -136,8 +189,18 @@ class LocalExecutor:
             context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
             context.set_forkserver_preload(["evolve.fast_train"])  # torch is imported once for all workers
             worker_end, self._lifeline = context.Pipe(duplex=False)
-            self._processes = ProcessPoolExecutor(self._workers, context, _live_with, (worker_end,))
+            most = max(AT_ONCE) if self._most_workers is None else self._most_workers
+            self._processes = ProcessPoolExecutor(most, context, _begin_worker, (worker_end,))
         return self._processes
+
+    def _stop(self, *, at_once: bool) -> None:
+        """End the processes, if there are any."""
+        if self._processes and self._lifeline:
+            if at_once:
+                self._lifeline.close()
+            self._processes.shutdown(cancel_futures=True)
+            self._lifeline.close()
+        self._processes = None
 
 
 def train_whole(candidate: Candidate, sharing: Sharing, task: Task, pool: WeightPool, plan: TrainPlan) -> Trained:
@@ -199,8 +262,8 @@ def _cost(candidate: Candidate) -> int:
     return len(candidate.parts) - first
 
 
-def _live_with(lifeline: Connection) -> None:
-    """Let this worker end when the other end of `lifeline` is closed, or its process is gone."""
+def _begin_worker(lifeline: Connection) -> None:
+    """Let this worker end when the other end of `lifeline` is closed, or its process is gone; keep freed memory."""
 
     def wait() -> None:
         try:
@@ -209,3 +272,7 @@ def _live_with(lifeline: Connection) -> None:
             os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+    with suppress(OSError, AttributeError):  # glibc only
+        library = ctypes.CDLL("libc.so.6")
+        for setting, value in MALLOC_SETTINGS:
+            library.mallopt(setting, value)

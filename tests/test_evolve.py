@@ -21,8 +21,10 @@ from evolve.task import Task
 from evolve.train import Trained, TrainPlan
 from models.errors import DamagedObject, InvalidConfig, PublishConflict, TaskBusy
 from models.names import TaskName
+from models.proven import Proven
 from models.root import load_root
 from models.store import Store
+from models.verify import verify
 from tests.conftest import TINY_CONFIG, TINY_ROOT, load_toy_task
 
 
@@ -150,6 +152,21 @@ def test_an_image_size_is_checked_also_where_the_search_goes_on(
     task = load_toy_task("shapes_a", toy_folder, tmp_path)
     with pytest.raises(InvalidConfig, match=r"image_size = 20: this root takes one of 8, 16"):
         evolve_task(task, opened_store, replace(TINY_CONFIG, seed=8, image_size=20))
+
+
+def test_a_publish_reads_no_file_again_that_an_earlier_one_found_right(opened_store: Store, toy_task: Task) -> None:
+    evolve_task(toy_task, opened_store, TINY_CONFIG)
+    release = opened_store.release()
+    proven = Proven(opened_store)
+    found = verify(opened_store, [release.number], proven.has)
+    assert not found.problems
+    assert list(found.routes) == [release.tasks[toy_task.name]]  # what this publish added; the others it had read
+    old = opened_store.route(release.tasks[TaskName("shapes_a")], needed_by="this test").components[-1]
+    damaged = opened_store.folder / "objects" / f"{old.id}.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
+    assert verify(opened_store, [release.number], Proven(opened_store).has).problems
+    (opened_store.folder / "work" / "proven.json").write_bytes(b"torn")
+    assert not Proven(opened_store).has(release.root)
 
 
 def test_nothing_is_published_beside_a_damaged_task(opened_store: Store, toy_task: Task) -> None:

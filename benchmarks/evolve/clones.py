@@ -2,10 +2,12 @@
 
 The mix is what µ = 0.2 draws from the ViT-Ti root, drawn once: `clone_mix.json` says which of the embeddings
 and blocks each candidate owns. The plain path trains one candidate after another with two threads; the fast
-one has as many workers of one thread as there are cores. Both run the same generations in turn.
+one has as many workers of one thread as there are cores. Both run the same generations in turn, several times,
+each after some steps to warm up; of the ratios of runs next to each other the median counts.
 """
 
 import json
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +29,7 @@ GENERATION = 4  # candidates, as many as the default configuration has
 IMAGE_SIZE = 64
 CONFIG = EvolveConfig(epochs=4, validations=4, image_size=IMAGE_SIZE, learning_rate=0.02)
 SEEDS = (0, 1, 2)  # of the batches, for the spread of the final score
+REPEATS = 3  # of the first seed, for the time
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +52,13 @@ def measurements(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
             run = TaskRun.begin(task, real_store(folder / "clones"), CONFIG, private=False)
             # processes from the start: they live as long as an evolution, so starting them is not measured
             execute = LocalExecutor(default_workers(threads=1, device="cpu"), process_flops=0)
-            list(execute(_candidates(run, 0), task, run.pool, replace(run.plan(0), images=64, validations=1)))  # warm
+            few = replace(run.plan(0), images=64, validations=1)
+            for warm, threads in ((one_after_another, 2), (execute, 1)):
+                list(warm(_candidates(run, 0), task, run.pool, replace(few, threads=threads)))
             made.append((run, execute))
         return made[0]
 
-    def measure(generation: int, way_name: str, seed: int) -> Callable[[], Any]:
+    def measure(way_name: str, generation: int, seed: int) -> Callable[[], Any]:
         def timed() -> Any:
             run, execute = prepared()
             ways = [
@@ -66,11 +71,15 @@ def measurements(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
 
         return timed
 
+    generations = range(len(json.loads(MIX.read_text())) // GENERATION)
     try:
-        for seed in SEEDS:
-            for generation in range(len(json.loads(MIX.read_text())) // GENERATION):
-                for way in ("plain", "float32", "bf16") if seed == SEEDS[0] else ("float32", "bf16"):
-                    yield _key(way, generation, seed), measure(generation, way, seed)
+        for repeat in range(REPEATS):
+            for generation in generations:
+                for way in ("plain", "float32", "bf16"):
+                    yield _key(way, generation, SEEDS[0], repeat), measure(way, generation, SEEDS[0])
+        for seed in SEEDS[1:]:
+            for generation in generations:
+                yield _key("float32", generation, seed), measure("float32", generation, seed)
     finally:
         for _, execute in made:
             execute.__exit__(None, None, None)
@@ -78,19 +87,20 @@ def measurements(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 def ratios(raw: dict[str, Any]) -> tuple[float | None, float | None]:
     """Return the ratios of candidates a minute, None unless the outcome is what it has to be."""
-    generations = range(len(json.loads(MIX.read_text())) // GENERATION)
-    plain, float32 = (
-        [raw[key] for generation in generations if (key := _key(way, generation, SEEDS[0])) in raw]
-        for way in ("plain", "float32")
+    places = [
+        (generation, repeat)
+        for repeat in range(REPEATS)
+        for generation in range(len(json.loads(MIX.read_text())) // GENERATION)
+    ]
+    plain, float32, bf16 = (
+        [raw[key] for place, repeat in places if (key := _key(way, place, SEEDS[0], repeat)) in raw]
+        for way in ("plain", "float32", "bf16")
     )
-    bf16 = [raw[key] for generation in generations if (key := _key("bf16", generation, SEEDS[0])) in raw]
-    if len(plain) != len(float32) or not plain:
+    if not len(plain) == len(float32) == len(bf16) == len(places):
         return None, None
     first = _ratio(plain, float32) if is_same_outcome(plain, float32) else None
-    spread = _spread(raw, len(generations))
-    if len(bf16) != len(plain) or spread is None:
-        return first, None
-    is_within = abs(_best(bf16)[1] - _best(float32)[1]) <= spread
+    spread = _spread(raw, len(places) // REPEATS)
+    is_within = spread is not None and abs(_best(bf16)[1] - _best(float32)[1]) <= spread
     return first, _ratio(plain, bf16) if is_within else None
 
 
@@ -123,14 +133,15 @@ def _ratio(plain: list[dict[str, Any]], fast: list[dict[str, Any]]) -> float:
     return statistics.median(ratios)
 
 
-def _key(way: str, generation: int, seed: int) -> str:
-    return f"clones {way} generation {generation} seed {seed}"
+def _key(way: str, generation: int, seed: int, repeat: int = 0) -> str:
+    return f"clones {way} generation {generation} seed {seed} repeat {repeat}"
 
 
 def _timed(run: TaskRun, way: Way, generation: int, seed: int) -> dict[str, Any]:
     plan = replace(run.plan(generation), threads=way.threads, activation_dtype=way.dtype)
     plan = replace(plan, seed=(*plan.seed, seed))
     candidates = _candidates(run, generation)
+    shutil.rmtree(run.pool.folder / "activations", ignore_errors=True)  # nothing shared is there before
     started = time.perf_counter()
     trained = list(way.execute(candidates, run.task, run.pool, plan))
     seconds = time.perf_counter() - started

@@ -6,7 +6,7 @@ generations cost about three eighths, so a search that halves has twice as many 
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ def _searched(store: Store, name: str, config: EvolveConfig, execute: LocalExecu
     generations = [Journal(store, TaskName(name), 1).generation(number) for number in range(config.generations)]
     throughput = outcome.throughput
     return {
-        "best_score_after": _progress([records or [] for records in generations], outcome, config),
+        "best_score_after": _progress([records or [] for records in generations], outcome.probed_images, config),
         "bytes_added": _kept_bytes(store) - before,
         "own_bytes": _own_bytes(store, outcome),
         "candidates_per_minute": round(throughput.candidates_per_minute, 2),
@@ -123,19 +123,22 @@ def _searched(store: Store, name: str, config: EvolveConfig, execute: LocalExecu
 
 
 def _progress(
-    generations: list[list[CandidateRecord]], outcome: Outcome, config: EvolveConfig
+    generations: Sequence[Sequence[CandidateRecord]], probed: int, config: EvolveConfig
 ) -> list[tuple[int, float]]:
-    """Return the best score after so many images, probes' included.
+    """Return the best score after so many images, probes' included, at every validation.
 
-    Candidates that are halved train in turns, so there a generation counts as a whole.
+    Candidates train one after another; those of a halved generation take turns, from validation to validation.
     """
-    seen, best = outcome.probed_images, 0.0
+    seen, best = probed, 0.0
     points = []
     for records in generations:
-        for at, record in enumerate(records):
-            seen, best = seen + record.images, max(best, record.score)
-            if not config.halving or at == len(records) - 1:
-                points.append((seen, best))
+        turns = [(at, record) for record in records for at in range(len(record.curve))]
+        if config.halving:
+            turns.sort(key=lambda turn: turn[0])
+        for at, record in turns:
+            seen += record.images // len(record.curve)
+            best = max(best, record.curve[at] * record.score / record.quality)
+            points.append((seen, best))
     return points
 
 
