@@ -211,6 +211,7 @@ class _Trainable:
         if checkpoint:
             for (_, module), state in zip(self._own, checkpoint.present, strict=True):
                 module.load_state_dict({name: torch.from_numpy(values) for name, values in state.weights.items()})
+        self._rounds = torch.autocast(torch.device(plan.device).type, torch.bfloat16, enabled=plan.bf16_products)
         self._optimiser = make_optimiser(candidate.hparams, self._own, pool)
         if checkpoint:
             for (_, module), state in zip(self._own, checkpoint.present, strict=True):
@@ -219,7 +220,8 @@ class _Trainable:
                     self._optimiser.state[parameter]["momentum_buffer"] = buffer
 
     def logits(self, values: Tensor) -> Tensor:
-        return self._head(self._norm(run_modules(self._layers, values, ends_body=True)))  # type: ignore[no-any-return]
+        with self._rounds:
+            return self._head(self._norm(run_modules(self._layers, values, ends_body=True))).float()  # type: ignore[no-any-return]
 
     def step(self, loss: Tensor, step: int, plan: TrainPlan) -> None:
         self._optimiser.zero_grad(set_to_none=True)

@@ -451,6 +451,7 @@ class TaskRun:
             activation_bytes=self.config.activation_mib * 2**20,
             activation_dtype="bfloat16" if self.config.bf16_activations else "float32",
             halving=self.config.halving,
+            bf16_products=self.config.bf16_products,
         )
 
     def _judged(self, candidate: Candidate) -> Member:

@@ -45,6 +45,7 @@ class TrainPlan:
     activation_bytes: int  # most that a generation's shared activations may take on disk
     activation_dtype: str  # that they are kept in
     halving: bool  # whether the worse half is stopped at each validation
+    bf16_products: bool = False  # whether the fast path multiplies matrices in bfloat16
 
     @property
     def steps(self) -> int:

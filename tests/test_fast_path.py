@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from evolve import local_executor
 from evolve.activations import CHUNK, Activations
 from evolve.candidate import Candidate
 from evolve.config import EvolveConfig
 from evolve.fast_train import finished, train
 from evolve.hparams import DataHParams, OptimiserHParams
 from evolve.journal import Journal
-from evolve.local_executor import LocalExecutor
+from evolve.local_executor import LocalExecutor, fastest
 from evolve.loop import evolve_task, one_after_another
 from evolve.mutation import new_adapter, resized
 from evolve.pool import WeightPool
@@ -150,6 +151,25 @@ def test_halving_stops_the_worse_half_at_each_validation(run: TaskRun, workers: 
         list(one_after_another(candidates, run.task, run.pool, plan))
 
 
+def test_as_many_candidates_at_once_as_are_fastest() -> None:
+    def seconds(took: dict[int, float | None]) -> int:
+        return fastest((1, 2, 4, 8), took.__getitem__)
+
+    assert seconds({1: 1.0, 2: 1.2, 4: 1.6, 8: 3.3}) == 4  # eight at once are no faster
+    assert seconds({1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0}) == 8
+    assert seconds({1: 1.0, 2: 2.0}) == 1  # four are not tried
+    assert seconds({1: 1.0, 2: 1.2, 4: None}) == 2  # they did not fit
+
+
+def test_measuring_how_many_at_once_changes_nothing_else(run: TaskRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_executor, "AT_ONCE", (1, 2))
+    candidates = generation(run, DataHParams(16))
+    here = list(LocalExecutor()(candidates, run.task, run.pool, run.plan(0)))
+    with LocalExecutor(None, process_flops=0) as execute:
+        measured = list(execute(candidates, run.task, run.pool, run.plan(0)))
+    assert [one.candidate for one in measured] == [one.candidate for one in here]
+
+
 def test_a_prefix_is_shared_as_far_as_it_reaches(run: TaskRun) -> None:
     candidates = generation(run, DataHParams(16))
     depths = {own: len(frozen_prefix(one).parts) for own, one in zip(OWN, candidates, strict=True)}
@@ -196,10 +216,11 @@ def test_activations_are_read_as_they_were_written(tmp_path: Path, dtype: str) -
     assert kept.path.stat().st_size == kept.num_bytes
 
 
-def test_bf16_activations_train_almost_as_well(tmp_path: Path, toy_task: Task) -> None:
-    config = replace(CONFIG, bf16_activations=True, epochs=6)
-    quality = evolved(tmp_path / "bf16", toy_task, config).route.quality
-    wanted = evolved(tmp_path / "float32", toy_task, replace(config, bf16_activations=False)).route.quality
+@pytest.mark.parametrize("what", ["bf16_activations", "bf16_products"])
+def test_bfloat16_trains_almost_as_well(tmp_path: Path, toy_task: Task, what: str) -> None:
+    config = replace(CONFIG, epochs=6)
+    quality = evolved(tmp_path / "bf16", toy_task, replace(config, **{what: True})).route.quality  # type: ignore[arg-type]
+    wanted = evolved(tmp_path / "float32", toy_task, config).route.quality
     assert quality
     assert wanted
     assert quality.validation_accuracy == pytest.approx(wanted.validation_accuracy, abs=0.2)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results
-from benchmarks.evolve import clones, scale, search
+from benchmarks.evolve import clones, gpu, scale, search
 
 NAME = "evolve"
 Part = Callable[[Path], Iterator[tuple[str, Callable[[], Any]]]]
@@ -20,6 +20,7 @@ PARTS: dict[str, Part] = {
     "clones": clones.measurements,
     "search": search.measurements,
     "scale": scale.measurements,
+    "gpu": gpu.measurements,
 }
 
 
@@ -57,7 +58,7 @@ def bars(raw: dict[str, Any]) -> list[results.Bar]:
         results.at_most("evolve-3", search.images_ratio(raw), 0.5),
         results.at_most("evolve-4", scale.time_ratio(raw), 1.1),
         results.at_most("evolve-5", search.bytes_ratio(raw), 1.1),
-        results.at_least("evolve-6", None, 2.0),
+        results.at_least("evolve-6", gpu.ratio(raw), 2.0),
     ]
 
 

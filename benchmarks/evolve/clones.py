@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.evolve.data import real_store, real_task
 from evolve.candidate import Candidate
 from evolve.config import EvolveConfig
-from evolve.hparams import DataHParams, OptimiserHParams
+from evolve.hparams import OptimiserHParams
 from evolve.local_executor import LocalExecutor, default_workers
 from evolve.loop import one_after_another
 from evolve.mutation import resized
@@ -54,7 +54,7 @@ def measurements(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
             execute = LocalExecutor(default_workers(threads=1, device="cpu"), process_flops=0)
             few = replace(run.plan(0), images=64, validations=1)
             for warm, threads in ((one_after_another, 2), (execute, 1)):
-                list(warm(_candidates(run, 0), task, run.pool, replace(few, threads=threads)))
+                list(warm(candidates_of(run, 0, CONFIG), task, run.pool, replace(few, threads=threads)))
             made.append((run, execute))
         return made[0]
 
@@ -140,7 +140,7 @@ def _key(way: str, generation: int, seed: int, repeat: int = 0) -> str:
 def _timed(run: TaskRun, way: Way, generation: int, seed: int) -> dict[str, Any]:
     plan = replace(run.plan(generation), threads=way.threads, activation_dtype=way.dtype)
     plan = replace(plan, seed=(*plan.seed, seed))
-    candidates = _candidates(run, generation)
+    candidates = candidates_of(run, generation, CONFIG)
     shutil.rmtree(run.pool.folder / "activations", ignore_errors=True)  # nothing shared is there before
     started = time.perf_counter()
     trained = list(way.execute(candidates, run.task, run.pool, plan))
@@ -153,10 +153,10 @@ def _timed(run: TaskRun, way: Way, generation: int, seed: int) -> dict[str, Any]
     }
 
 
-def _candidates(run: TaskRun, generation: int) -> list[Candidate]:
+def candidates_of(run: TaskRun, generation: int, config: EvolveConfig) -> list[Candidate]:
     """Return a generation of the mix: children of the root that own the named places, final norm and head."""
     mix = json.loads(MIX.read_text())[generation * GENERATION :][:GENERATION]
-    data = DataHParams(IMAGE_SIZE)
+    data = config.first_data(config.image_size or 0)
     root = resized(run.nursery.root, data, run.nursery)
     body = [part for part in root.parts if part.component.kind != "head"]
     norm = len(body) - 1
@@ -165,6 +165,6 @@ def _candidates(run: TaskRun, generation: int) -> list[Candidate]:
         parts = [replace(part, is_own=at in {*owned, norm}) for at, part in enumerate(body)]
         parts.append(run.nursery.new_head())
         name = f"clones/1/{generation}/{place}"
-        hparams = OptimiserHParams(learning_rate=CONFIG.learning_rate)
+        hparams = OptimiserHParams(learning_rate=config.learning_rate)
         candidates.append(Candidate(name, "root", tuple(parts), run.task.labels, hparams, data))
     return candidates
