@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.evolve import search
 from benchmarks.results import FOLDER, at_least, at_most
 from benchmarks.serving.bars import bars
 from benchmarks.tables import README, with_tables
@@ -42,3 +43,22 @@ def test_servings_last_bars_are_of_a_gpu() -> None:
     gpu = {"nodes_on_cpu": 0, "one_task": 1000.0, "mixed": 600.0, "memory_mib": {"5": 1000, "50": 1040}}
     found = [(bar.bar, bar.value, bar.met) for bar in bars({"gpu": gpu})][-3:]
     assert found == [("serving-11", 0, True), ("serving-12", 0.6, False), ("serving-13", 1.04, True)]
+
+
+def test_a_search_that_never_reached_the_score_is_no_gain() -> None:
+    def found(*points: tuple[int, float]) -> dict[str, list[tuple[int, float]]]:
+        return {"best_score_after": list(points)}
+
+    plain = found((100, 0.5), (200, 0.9), (300, 0.9))
+    ratios = search.task_ratios(
+        {
+            "search sign_digits plain": plain,
+            "search sign_digits all": found((50, 0.4), (80, 0.95), (400, 0.96)),
+            "search hymenoptera plain": plain,
+            "search hymenoptera all": found((50, 0.4), (120, 0.8)),
+            "search pacs_sketch plain": plain,
+            "search pacs_sketch all": found((50, 0.4), (500, 0.8)),
+        },
+        "all",
+    )
+    assert ratios == {"sign_digits": 0.4, "hymenoptera": 1.0, "pacs_sketch": 2.5}
