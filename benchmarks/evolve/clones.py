@@ -3,7 +3,7 @@
 The mix is what µ = 0.2 draws from the ViT-Ti root, drawn once: `clone_mix.json` says which of the embeddings
 and blocks each candidate owns. The plain path trains one candidate after another with two threads; the fast
 one has as many workers of one thread as there are cores. Both run the same generations in turn, several times,
-each after some steps to warm up; of the ratios of runs next to each other the median counts.
+each after some steps to warm up; the median time of each generation counts.
 """
 
 import json
@@ -129,8 +129,15 @@ def _best(generations: list[dict[str, Any]]) -> tuple[int, float]:
 
 
 def _ratio(plain: list[dict[str, Any]], fast: list[dict[str, Any]]) -> float:
-    ratios = [float(one["seconds"]) / float(two["seconds"]) for one, two in zip(plain, fast, strict=True)]
-    return statistics.median(ratios)
+    """Return the ratio of the times of all generations, each the median of its repeats: others may use the machine."""
+
+    def seconds(runs: list[dict[str, Any]]) -> float:
+        generations = len(runs) // REPEATS
+        return sum(
+            statistics.median(float(run["seconds"]) for run in runs[at::generations]) for at in range(generations)
+        )
+
+    return seconds(plain) / seconds(fast)
 
 
 def _key(way: str, generation: int, seed: int, repeat: int = 0) -> str:
