@@ -42,10 +42,9 @@ StartTraining = Callable[[int, Checkpoint | None, int], "Future[Checkpoint]"]
 PROCESS_FLOPS = 5e11
 
 # Each step frees what it allocated, hundreds of MiB. Given back to the system, every page of them is a fault and a
-# memset in the next step: some 5 to 10 % of a training on a CPU. From glibc's malloc.h: M_TRIM_THRESHOLD and
-# M_MMAP_THRESHOLD, the latter's largest allowed value.
+# memset in the next step: without these, generations of the benchmark took 1 to 3 % longer. From glibc's malloc.h:
+# M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, the latter's largest allowed value.
 MALLOC_SETTINGS = ((-1, 2**30), (-3, 2**25))
-
 
 AT_ONCE = (1, 2, 4, 8)  # candidates on one GPU that are tried
 TRIAL_STEPS = 8  # of each
