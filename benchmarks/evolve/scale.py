@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.evolve.data import real_store, real_task
 from evolve.config import EvolveConfig
 from evolve.loop import evolve_task
-from evolve.publish import write_stages
+from evolve.subgraphs import SubgraphWriter
 from models.names import ComponentId, RouteId, TaskName
 from models.route import Route
 from models.store import Store
@@ -84,5 +84,6 @@ def _copied(store: Store, route: Route, number: int) -> RouteId:
     weights = deserialize(store.read_object(head.id, "safetensors", needed_by="a copy"), head.id)
     weights["bias"] = weights["bias"] + np.float32(1e-3 * (number + 1))
     own = replace(head, id=ComponentId(store.put_object(serialize(weights), "safetensors")))
-    stages = write_stages(store, [*body, own], route.network, route.preprocessing, route.image_size)
-    return store.put_route(replace(route, task=TaskName(f"copy_{number}"), stages=stages))
+    writer = SubgraphWriter(store, route.network, route.preprocessing, route.image_size)
+    copy = replace(route, task=TaskName(f"copy_{number}"), stages=writer.write_stages([*body, own]), variants={})
+    return store.put_route(copy)
