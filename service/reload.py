@@ -181,6 +181,7 @@ class Watcher:
         try:
             for route in release.routes.values():
                 self._proofs.check(route, store, self._run)
+            self.status = WatchStatus(self.status.last_reload)  # before the swap: what serves has no failure beside it
             dropped = self._residents.swap(release)
         finally:
             self._proofs.keep(route for held in self._residents.held for route in held.routes.values())
