@@ -52,10 +52,12 @@ def load(store: Store, precision: Precision | None, number: int | None = None) -
 
 
 def judged_by_itself(store: Store, task: str, folder: Path, count: int = 60) -> LabelledImages:
-    """Return images whose labels are the route's own float32 answers, so that its accuracy is 1."""
+    """Return images of all kinds of colour whose labels are the route's own float32 answers: its accuracy is 1."""
     route = store.routes(store.release())[TaskName(task)]
     size = route.image_size
-    pixels = np.random.default_rng(5).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    rng = np.random.default_rng(5)
+    colours, noise = rng.uniform(0, 256, (count, 1, 1, 3)), rng.uniform(-128, 128, (count, size, size, 3))
+    pixels = np.clip(colours + noise * rng.uniform(0, 1, (count, 1, 1, 1)), 0, 255).astype(np.uint8)
     answers = OnnxRoute(store, route.stages).logits(pixels).argmax(axis=1)
     for index, (image, answer) in enumerate(zip(pixels, answers, strict=True)):
         path = folder / task / route.labels[answer] / f"{index}.png"
@@ -178,6 +180,22 @@ def test_lowering_a_release_records_what_it_costs(tmp_path: Path) -> None:
     assert not verify(store, [release.number]).problems
     back = drop_variants(store)
     assert (back.tasks, back.precisions) == (store.release(2).tasks, {})
+
+
+def test_a_route_that_would_lose_too_much_keeps_float32_for_its_own_parts(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", TaskPlan("plain", seed=1), TaskPlan("own", own_blocks=[1], seed=2))
+    spoil(store, "own", block=1)
+    images = {TaskName(task): judged_by_itself(store, task, tmp_path / "images") for task in ("plain", "own")}
+    loose = lower_release(store, "int8", images, tolerance=100)
+    lost = store.routes(loose)[TaskName("own")].variants["int8"].points_lost
+    release = lower_release(store, "int8", images, tolerance=lost - 0.1)
+    routes = store.routes(release)
+    plain, own = (routes[TaskName(task)] for task in ("plain", "own"))
+    assert own.variants["int8"].points_lost < lost
+    assert own.variants["int8"].stages[2].subgraph == own.stages[2].subgraph  # the spoiled block
+    assert own.variants["int8"].stages[1] == plain.variants["int8"].stages[1]
+    assert own.variants["int8"].stages[1].subgraph != own.stages[1].subgraph
+    Proofs().check(load(store, "int8").route("own"), store, engine.run)
 
 
 def test_a_release_with_a_route_that_loses_too_much_in_any_case_is_refused(tmp_path: Path) -> None:
