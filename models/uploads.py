@@ -57,14 +57,17 @@ class Uploads:
         return {Path(newest.name).stem}
 
     def local_copy(self, task: TaskName, digest: str) -> Path:
-        """Return an upload as a file on this machine.
+        """Return an upload as a file on this machine, where `work_folder` is there and private from then on.
 
         Raises:
             InvalidData: it is gone.
             DamagedObject: it is not what was uploaded.
         """
         name = _name(task, digest)
-        path = self.work_folder(task) / f"{digest}.zip" if self._store.is_remote else self._store.folder / name
+        work = self.work_folder(task)
+        path = work / f"{digest}.zip" if self._store.is_remote else self._store.folder / name
+        work.mkdir(parents=True, exist_ok=True)
+        work.chmod(0o700)  # an older version's, too
         try:
             if self._store.is_remote and not path.exists():
                 self._store.files.fetch(name, path)

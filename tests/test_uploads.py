@@ -49,8 +49,9 @@ def test_uploads_come_back_as_private_files_and_go_when_told(store: Store, tmp_p
     path = uploads.local_copy(BIRDS, digest)
     assert path.read_bytes() == b"images"
     assert path.stat().st_mode & 0o077 == 0
+    assert uploads.work_folder(BIRDS).stat().st_mode & 0o077 == 0  # decoded copies will lie there
     assert (uploads.newest(BIRDS), uploads.digests(BIRDS), uploads.tasks()) == (digest, {digest}, [BIRDS])
-    (uploads.work_folder(BIRDS) / "pixels").mkdir(parents=True)
+    (uploads.work_folder(BIRDS) / "pixels").mkdir()
     uploads.discard(BIRDS, digest)
     assert not uploads.work_folder(BIRDS).exists()
     with pytest.raises(InvalidData, match=r"^no images of task 'birds' are kept here: send them with PUT"):
