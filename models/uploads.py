@@ -7,9 +7,10 @@ import hashlib
 import shutil
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
-from models.errors import DamagedObject, InvalidData
+from models.errors import DamagedObject, InvalidData, UnknownRelease
 from models.files import FileInfo
 from models.jobs import JobQueue
 from models.names import TaskName
@@ -115,17 +116,26 @@ def drop_unused(
 ) -> None:
     """Delete those of a task's uploads that nothing needs any more, or just `digest` if it is one of them.
 
-    Needed are those of unfinished jobs and, while the task has a route, the newest, unless it is older than
-    `keep_s`. What came lately may have its job still on its way; one that is named had it.
+    Needed are those of unfinished jobs and, while a release has a route of the task, the newest, unless it is
+    older than `keep_s`. What came lately may have its job still on its way; one that is named had it, and of a
+    task without a route it goes.
     """
     uploads = Uploads(store)
     needed = {job.request.upload for job in queue.unfinished(task)}
-    if task in store.release().tasks:
+    if task in store.release().tasks or (digest is None and _is_in_a_release(store, task)):
         needed |= uploads.newest_since(task, None if keep_s is None else time.time() - keep_s)
     if digest is None:
         uploads.delete(task, but=needed, older_than_s=UNDER_WAY_S)
     elif digest not in needed:
         uploads.discard(task, digest)
+
+
+def _is_in_a_release(store: Store, task: TaskName) -> bool:
+    for number in reversed(store.release_numbers()):
+        with suppress(UnknownRelease, DamagedObject):  # collected meanwhile, or nothing to go back to
+            if task in store.release(number).tasks:
+                return True
+    return False
 
 
 def _name(task: TaskName, digest: str) -> str:

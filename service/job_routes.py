@@ -137,11 +137,11 @@ def _remove(server: Server, task: str, *, delete_data: bool) -> Removed:
     store, queue = server.store(), server.queue
     name = require_task(task, store.release().tasks)
     cancelled = [queue.cancel(job.id).id for job in queue.unfinished(name)]
-    release = store.remove_task(name)
     deleted = 0
-    if delete_data:
+    if delete_data:  # before the task goes: interrupted in between, the request can be sent again
         deleted = Uploads(store).delete(name)
         queue.forget_task(name)
+    release = store.remove_task(name)
     server.watcher.look_soon()
     return Removed(task=name, release=release.number, uploads_deleted=deleted, cancelled=cancelled)
 

@@ -79,6 +79,15 @@ def test_what_nothing_needs_is_dropped(store: Store, queue: JobQueue, tmp_path: 
         assert uploads.digests(FIRST) == {new}
         drop_unused(store, queue, FIRST, keep_s=UNDER_WAY_S)
         assert uploads.digests(FIRST) == set(), "unless they are too old"
+        kept(store, FIRST, tmp_path, b"old")
+        os.utime(store.folder / f"uploads/first/{old}.zip", (1, 1))
+        store.remove_task("first")
+        drop_unused(store, queue, FIRST)
+        assert uploads.digests(FIRST) == {old}, "an older release has the task, which a rollback brings back"
+        (store.folder / "releases/000000.json").unlink()
+        (store.folder / "releases/000001.json").unlink()
+        drop_unused(store, queue, FIRST)
+        assert uploads.digests(FIRST) == set(), "nothing brings it back any more"
     mine = kept(store, BIRDS, tmp_path, b"mine")
     drop_unused(store, queue, BIRDS)
     assert uploads.digests(BIRDS) == {mine}, "its job may be on its way"
