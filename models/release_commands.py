@@ -127,7 +127,8 @@ def verify_releases(
     numbers = opened.release_numbers() if every else [active if release is None else release]
     found = verify(opened, numbers)
     if as_json:
-        typer.echo(json.dumps({"releases": numbers, **asdict(found)}))
+        facts = {"releases": numbers, "files": found.files, "size": found.size, "problems": found.problems}
+        typer.echo(json.dumps(facts))
     else:
         console = plain_console()
         for problem in found.problems:

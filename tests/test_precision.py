@@ -30,7 +30,7 @@ from service.runtime import CPU, CUDA, Runtime, start_runtime
 from tests.conftest import TINY_CONFIG
 from tests.service_store import TaskPlan, lower_all, make_store, route_logits
 from tests.test_cli import Cli
-from tests.test_service_engine import PLANS, rows_of_every_task
+from tests.test_service_engine import PLANS, assert_rows_do_not_depend_on_neighbours, rows_of_every_task
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +102,7 @@ def test_int8_weights_are_right_to_half_a_step_of_their_own_row() -> None:
 
 
 def test_in_int8_a_row_has_the_same_bits_alone_and_among_any_neighbours(int8_store: Store) -> None:
-    rows = rows_of_every_task(load(int8_store, "int8"))
-    alone = [engine.run([row])[0] for row in rows]
-    rng = np.random.default_rng(7)
-    for count in (2, 3, 5, len(rows)):
-        for _ in range(5):
-            order = rng.permutation(len(rows))[:count]
-            for index, logits in zip(order, engine.run([rows[i] for i in order]), strict=True):
-                assert np.array_equal(logits, alone[index])
+    assert_rows_do_not_depend_on_neighbours(rows_of_every_task(load(int8_store, "int8")))
 
 
 @pytest.mark.parametrize("precision", ["int8", "float16"])

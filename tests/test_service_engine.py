@@ -54,8 +54,8 @@ def rows_of_every_task(release: LoadedRelease, images: int = 2, seed: int = 0) -
     return rows
 
 
-def test_a_row_has_the_same_bits_alone_and_among_any_neighbours(release: LoadedRelease) -> None:
-    rows = rows_of_every_task(release)
+def assert_rows_do_not_depend_on_neighbours(rows: Sequence[Row]) -> None:
+    """Hold each row's logits, bit by bit, to be the same alone and in batches of any others in any order."""
     alone = [engine.run([row])[0] for row in rows]
     rng = np.random.default_rng(7)
     for count in (2, 3, 5, len(rows)):
@@ -63,6 +63,10 @@ def test_a_row_has_the_same_bits_alone_and_among_any_neighbours(release: LoadedR
             order = rng.permutation(len(rows))[:count]
             for index, logits in zip(order, engine.run([rows[i] for i in order]), strict=True):
                 assert np.array_equal(logits, alone[index])
+
+
+def test_a_row_has_the_same_bits_alone_and_among_any_neighbours(release: LoadedRelease) -> None:
+    assert_rows_do_not_depend_on_neighbours(rows_of_every_task(release))
 
 
 def test_every_order_of_one_image_per_task_gives_the_same_answers(release: LoadedRelease) -> None:
