@@ -13,7 +13,6 @@ from evolve.config import EvolveConfig
 from evolve.loop import evolve_task
 from evolve.publish import create_store
 from evolve.task import Task, load_task
-from models.cores import usable_cores
 from models.names import TaskName
 from models.root import load_root
 from models.store import Store
@@ -32,7 +31,6 @@ TINY_CONFIG = EvolveConfig(
     learning_rate=0.05,
     threads=1,
 )
-MAX_PROCESSES = 4  # of a whole suite: the longest file bounds what more would bring
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 
 
@@ -47,17 +45,6 @@ def draw_image_folder(folder: Path, *, images_per_class: int = 10, seed: int = 0
             ImageDraw.Draw(image).rectangle((left, top, left + 11, top + 11), fill=colour)
             image.save(folder / label / f"{index}.png")
     return folder
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Have the whole suite run on all cores, file by file; tests that are chosen run in this process, as ever."""
-    option = config.option
-    is_whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS and option.markexpr == "not slow"
-    is_told = option.numprocesses is not None or option.usepdb or option.collectonly
-    if is_whole and not is_told and not hasattr(config, "workerinput") and usable_cores() > 1:
-        option.numprocesses = min(usable_cores(), MAX_PROCESSES)
-        option.dist, option.loadscopereorder = "loadfile", False
 
 
 @pytest.fixture(scope="session")
