@@ -207,7 +207,11 @@ def lower_all(store: Store, precision: Precision) -> Release:
 
 
 def _noisy(rng: np.random.Generator, weights: Weights) -> dict[str, np.ndarray]:
-    return {name: (values + 0.1 * rng.normal(size=values.shape)).astype(np.float32) for name, values in weights.items()}
+    # In the order of the names: that of a read file is another one in each process.
+    return {
+        name: (values + 0.1 * rng.normal(size=values.shape)).astype(np.float32)
+        for name, values in sorted(weights.items())
+    }
 
 
 def _adapter(rng: np.random.Generator, dim: int, width: int) -> dict[str, np.ndarray]:
