@@ -8,7 +8,10 @@ import numpy as np
 
 from evolve.config import EvolveConfig
 from evolve.demo_data import write_digits, write_shapes
+from evolve.depth_probe import PROBE_IMAGES
 from evolve.hparams import DataHParams
+from evolve.probe import FIT_IMAGES
+from evolve.run import RANKED_SEEDS
 from tests.shared_data import shared_folder
 
 FAMILIES = ("finetune", "freeze:6", "adapters:32", "probe")
@@ -44,7 +47,7 @@ BASELINE_SIZES = (32, 64)  # pixels: the grid of the baselines
 
 @dataclass(frozen=True, slots=True)
 class TaskPlan:
-    """A task of the stream: how it is searched, and how many images its whole evolution trains on."""
+    """A task of the stream: how it is searched, and how many images its candidates train on, all together."""
 
     name: str
     search: EvolveConfig
@@ -80,6 +83,15 @@ class StreamPlan:
     root: str
     budget: float  # times each task's images
     families: tuple[str, ...] = FAMILIES
+
+    def images(self, task: TaskPlan) -> int:
+        """Return how many images a task's evolution sees at most, probes included: each family may see as many.
+
+        Known beforehand, so that baselines do not wait for the evolution.
+        """
+        probed = FIT_IMAGES * (min(self.tasks.index(task) + 2, RANKED_SEEDS) + task.search.children_per_generation)
+        in_batches = 2 * task.search.batch_size * task.search.generations  # lengths are rounded up
+        return int(self.budget * task.images) + PROBE_IMAGES + probed + in_batches
 
 
 STREAM = (

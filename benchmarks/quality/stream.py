@@ -47,15 +47,15 @@ class Stream:
         """Evolve every task, look whether any route answers otherwise in the end, and train every baseline."""
         evolved = [self._part(f"evolve-{task.name}", partial(self._evolve, task)) for task in self._plan.tasks]
         final = self._part("final", partial(self._final, [part["task"] for part in evolved]))
-        baselines = self._baselines()  # they publish nothing, and need of all before only how many images it saw
+        baselines = self._baselines()
         return {"seed": self._seed, "evolved": evolved, "baselines": baselines, "final": final}
 
     def baseline(self, planned: TaskPlan, family: str) -> Part:
-        """Tune and train a family of baselines on a task that was evolved."""
+        """Tune and train a family of baselines on a task; nothing is published."""
         return self._part(f"{family.replace(':', '')}-{planned.name}", partial(self._baseline, planned, family))
 
     def _baselines(self) -> list[Part]:
-        """Train the baselines side by side, one on each core: they depend on nothing but the images' number."""
+        """Train the baselines side by side, one on each core: they depend on the plan alone."""
         workers = default_workers(threads=1, device=DEVICE)
         # the costly ones first, so that no core is left alone at the end
         todo = [(task, family) for family in self._plan.families for task in self._plan.tasks]
@@ -108,6 +108,8 @@ class Stream:
         config = planned.config(self._plan.budget, self._seed)
         with LocalExecutor(default_workers(threads=config.threads, device=DEVICE)) as side_by_side:
             outcome = evolve_task(task, self.store, config, execute=side_by_side)
+        seen, most = outcome.trained_images + outcome.probed_images, self._plan.images(planned)
+        assert seen <= most, f"{task.name}: {seen} images, more than the {most} that each baseline may see"
         route, quality = outcome.route, outcome.route.quality
         assert quality is not None, "a task's route has a quality"
         return {
@@ -118,19 +120,18 @@ class Stream:
             "expected_accuracy": quality.expected_accuracy,
             "test_accuracy": quality.test_accuracy,
             "flops": route.flops,
-            "images_seen": outcome.trained_images + outcome.probed_images,
+            "images_seen": seen,
             "parent": route.lineage.parent,
             "test_logits": self._answers(task, route),
         }
 
     def _baseline(self, planned: TaskPlan, family: str) -> Part:
         name = TaskName(planned.name)
-        images = json.loads(self._path(f"evolve-{name}").read_text())["images_seen"]
         harness = Harness(
             self.store,
             self._task(planned),
             image_sizes=planned.baseline_sizes,
-            images=images,
+            images=self._plan.images(planned),
             execute=LocalExecutor(),
             augmentation=planned.augmentation(),
             seed=self._seed,
