@@ -153,11 +153,15 @@ class TaskRun:
     def start_population(self) -> Population:
         """Return the seeds shuffled, and the task's present route, judged anew, as the first to beat.
 
-        Seeds are the root and the routes of other tasks that are not private. Tried before these: the root cut
+        Seeds are the root and the routes of other tasks that are not private and have as many blocks as a candidate
+        may have, or are wanted by name, which are tried first. Tried before the rest: the root cut
         to where a probe is good enough, if asked for, and a present route for other labels, which can be no
         rival but is the nearest relative. If the configuration says so, linear probes rank them.
         """
-        seeds = [self._root, *self._others]
+        wanted = self._wanted()
+        shortest, longest = self.nursery.min_depth, self.nursery.max_depth
+        others = [other for other in self._others if other.name in wanted or shortest <= other.depth <= longest]
+        seeds = [self._root, *others]
         seeds = [seeds[at] for at in self._rng("seeds").permutation(len(seeds))]
         if self.config.depth_jump:
             seeds.insert(0, self._jumped())
@@ -165,7 +169,8 @@ class TaskRun:
             seeds.insert(0, self._own)
         if self.config.rank_parents:
             seeds = self._ranked(seeds)
-        seeds = self._wanted_first(seeds)
+        place = {name: at for at, name in enumerate(wanted)}
+        seeds = sorted(seeds, key=lambda seed: place.get(seed.name, len(place)))
         population = Population(seeds, are_ranked=self.config.rank_parents)
         if self._own and self._own.labels == self.task.labels:
             own = self._judged(self._own)
@@ -383,18 +388,17 @@ class TaskRun:
         self._ancestry.add(jumped)
         return jumped
 
-    def _wanted_first(self, seeds: Sequence[Candidate]) -> list[Candidate]:
-        """Return the seeds with those of the wanted tasks before all others."""
+    def _wanted(self) -> list[str]:
+        """Return the names of the seeds that the configuration wants to be tried first."""
+        name_of = {seed.name.partition("@")[0]: seed.name for seed in self._others}
         wanted = [name.strip() for name in self.config.parents.split(",") if name.strip()]
-        task_of = {seed.name: seed.name.partition("@")[0] for seed in self._others}
         for task in wanted:
-            if task not in task_of.values():
+            if task not in name_of:
                 raise InvalidConfig(
                     f"parents = {self.config.parents!r}: {task!r} is no other task of release {self.start.release}, "
-                    f"or private; known: {', '.join(sorted(task_of.values())) or 'none'}"
+                    f"or private; known: {', '.join(sorted(name_of)) or 'none'}"
                 )
-        place = {task: at for at, task in enumerate(wanted)}
-        return sorted(seeds, key=lambda seed: place.get(task_of.get(seed.name, ""), len(place)))
+        return [name_of[task] for task in wanted]
 
     def _ranked(self, seeds: Sequence[Candidate]) -> list[Candidate]:
         """Return the root and the first of the other seeds by a probe's accuracy, the best first, then the rest.

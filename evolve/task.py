@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import numpy as np
 import PIL
 from jaxtyping import Int64, UInt8
 
+from evolve.sequences import MIN_PAIRS, in_order, is_sequence
 from models import preprocess
 from models.errors import ImageTooLarge, InvalidConfig, InvalidData, InvalidImage
 from models.image_folder import (
@@ -136,6 +137,7 @@ class Task:
     ignored: tuple[str, ...]  # files that are no images, or lie outside of the class folders
     nested: tuple[str, ...]  # images in folders within a class folder: of that class
     contradictory: tuple[str, ...]  # images that lie, byte for byte, in more than one class
+    in_runs: bool  # split in runs of names, since neighbours are near copies of each other
 
     @property
     def num_classes(self) -> int:
@@ -161,6 +163,7 @@ class Task:
             num_ignored=len(self.ignored),
             num_nested=len(self.nested),
             num_contradictory=len(self.contradictory),
+            in_runs=self.in_runs,
         )
 
 
@@ -175,6 +178,7 @@ class TaskSummary:
     num_ignored: int
     num_nested: int
     num_contradictory: int
+    in_runs: bool  # see `Task`
 
     @property
     def imbalance(self) -> float:
@@ -211,6 +215,11 @@ class TaskSummary:
                 f"{self.num_contradictory:,} images lie in more than one class, the same byte for byte: no answer can "
                 "be right for all of them"
             )
+        if self.in_runs:
+            notes.append(
+                "images that follow each other by name are nearly the same, like frames of a film: what is held out "
+                "is a run of each class, not single images"
+            )
         return tuple(notes)
 
 
@@ -230,7 +239,8 @@ def load_task(
     Which images go to which split depends on `seed` and the images' content only, not on names or on the
     order on disk: a renamed, zipped or somewhat larger copy of the data is split (nearly) the same way, and
     identical images stay together. Each class keeps an image to train on; val, then test, get one of each
-    class that has enough.
+    class that has enough. Only where neighbours by name are near copies of each other (`evolve.sequences`)
+    names decide: a run of each class is held out.
 
     Args:
         name: of the task.
@@ -253,12 +263,14 @@ def load_task(
         digests = image_digests(folder)
         problems = _unreadable(folder, digests, cache_folder, progress)
         labels, ignored = folder.labels, folder.ignored
+        kept = {entry: digest for entry, digest in digests.items() if entry.name not in problems}
+        to_split = [] if problems and not skip_unreadable else _to_split(kept)
+        in_runs = bool(to_split) and _is_sequence(folder, {entry: kept[entry] for entry in to_split}, cache_folder)
     if problems and not skip_unreadable:
         raise unreadable(problems, len(digests), repr(str(path)))
-    kept = {entry: digest for entry, digest in digests.items() if entry.name not in problems}
     _check_classes(kept, labels, path)
     require_choice(kept, repr(str(path)))
-    splits = _split(kept, seed, val_fraction)
+    splits = _split(kept, seed, val_fraction, in_runs=in_runs)
 
     def images(split: Split) -> LabelledImages:
         return LabelledImages(
@@ -281,6 +293,7 @@ def load_task(
         ignored=ignored,
         nested=tuple(entry.name for entry in kept if entry.name.count("/") > (1 if entry.split is None else 2)),
         contradictory=_contradictory(kept),
+        in_runs=in_runs,
     )
 
 
@@ -325,18 +338,39 @@ def _unreadable(
     folder: ImageFolder, digests: Mapping[ImageEntry, str], cache_folder: Path, progress: Progress | None
 ) -> dict[str, str]:
     """Return the unreadable images' problems, remembered in the cache: the same bytes need no second look."""
-    lines = [f"{entry.name} {digest}" for entry, digest in digests.items()]
-    key = _digest_of([*lines, str(folder.limits.image), PIL.__version__])
-    path = cache_folder / f"{key}.unreadable.json"
+    path = cache_folder / f"{_looked_at(folder, digests)}.unreadable.json"
     try:
         return {str(name): str(text) for name, text in json.loads(path.read_bytes()).items()}
     except (OSError, ValueError, AttributeError):  # not there yet, or damaged: look again
         problems = find_unreadable(folder, progress)
-    cache_folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".new-{secrets.token_hex(8)}")
-    temporary.write_text(json.dumps(problems))
-    os.replace(temporary, path)
+    _remember(path, problems)
     return problems
+
+
+def _is_sequence(folder: ImageFolder, digests: Mapping[ImageEntry, str], cache_folder: Path) -> bool:
+    """Return whether the images are like their neighbours by name, remembered in the cache as well."""
+    if len(digests) < MIN_PAIRS:
+        return False
+    path = cache_folder / f"{_looked_at(folder, digests)}.sequence.json"
+    try:
+        return bool(json.loads(path.read_bytes()))
+    except (OSError, ValueError):
+        found = is_sequence(folder, list({digest: entry for entry, digest in digests.items()}.values()))
+    _remember(path, found)
+    return found
+
+
+def _looked_at(folder: ImageFolder, digests: Mapping[ImageEntry, str]) -> str:
+    """Return a digest of all that decides about what is found by looking at images."""
+    lines = [f"{entry.name} {digest}" for entry, digest in digests.items()]
+    return _digest_of([*lines, str(folder.limits.image), PIL.__version__])
+
+
+def _remember(path: Path, found: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".new-{secrets.token_hex(8)}")
+    temporary.write_text(json.dumps(found))
+    os.replace(temporary, path)
 
 
 def _check_classes(kept: Mapping[ImageEntry, str], labels: Sequence[str], path: Path) -> None:
@@ -346,19 +380,25 @@ def _check_classes(kept: Mapping[ImageEntry, str], labels: Sequence[str], path: 
         raise InvalidData(f"{str(path)!r}: no image to train on of the class {bare[0]!r} can be read: add some")
 
 
+def _to_split(entries: Iterable[ImageEntry]) -> list[ImageEntry]:
+    """Return the images that the layout leaves to be split: none where it has both val and test, or val and train."""
+    splits = {entry.split for entry in entries}
+    return [entry for entry in entries if entry.split is None or (entry.split == "train" and "val" not in splits)]
+
+
 def _split(
-    digests: Mapping[ImageEntry, str], seed: int, val_fraction: float | None
+    digests: Mapping[ImageEntry, str], seed: int, val_fraction: float | None, *, in_runs: bool
 ) -> dict[Split, tuple[ImageEntry, ...]]:
     given: dict[Split | None, list[ImageEntry]] = defaultdict(list)
     for entry in digests:
         given[entry.split].append(entry)
     test, train = given["test"], given["train"]
     if given[None]:
-        test, train = _take(given[None], digests, f"test {seed}", TEST_FRACTION, keep=2)
+        test, train = _take(given[None], digests, f"test {seed}", TEST_FRACTION, keep=2, in_runs=in_runs)
     val = given["val"]
     if not val:
         fraction = default_val_fraction(len(train)) if val_fraction is None else val_fraction
-        val, train = _take(train, digests, f"val {seed}", fraction, keep=1)
+        val, train = _take(train, digests, f"val {seed}", fraction, keep=1, in_runs=in_runs)
     return {"train": _ordered(train), "val": _ordered(val), "test": _ordered(test)}
 
 
@@ -368,16 +408,28 @@ def default_val_fraction(num_images: int) -> float:
 
 
 def _take(
-    entries: Sequence[ImageEntry], digests: Mapping[ImageEntry, str], salt: str, fraction: float, *, keep: int
+    entries: Sequence[ImageEntry],
+    digests: Mapping[ImageEntry, str],
+    salt: str,
+    fraction: float,
+    *,
+    keep: int,
+    in_runs: bool,
 ) -> tuple[list[ImageEntry], list[ImageEntry]]:
     """Return `fraction` of each class (at least one, where `keep` different images remain) and the rest."""
-    classes: dict[int, dict[str, list[ImageEntry]]] = defaultdict(lambda: defaultdict(list))
-    for entry in entries:
-        classes[entry.label][digests[entry]].append(entry)
     taken: list[ImageEntry] = []
-    for twins in classes.values():
-        order = sorted(twins, key=lambda digest: hashlib.sha256(f"{salt} {digest}".encode()).digest())
-        count = min(max(1, round(fraction * len(order))), max(0, len(order) - keep))
+    for members in in_order(entries):
+        twins: dict[str, list[ImageEntry]] = defaultdict(list)
+        for entry in members:
+            twins[digests[entry]].append(entry)
+        count = min(max(1, round(fraction * len(twins))), max(0, len(twins) - keep))
+        hashes = {digest: hashlib.sha256(f"{salt} {digest}".encode()).digest() for digest in twins}
+        if in_runs:
+            order = list(twins)  # by name; the run begins where the smallest hash is, or as near as it fits
+            start = min(order.index(min(order, key=lambda digest: hashes[digest])), len(order) - count)
+            order = order[start:]
+        else:
+            order = sorted(twins, key=lambda digest: hashes[digest])
         taken += [entry for digest in order[:count] for entry in twins[digest]]
     chosen = set(taken)
     return taken, [entry for entry in entries if entry not in chosen]

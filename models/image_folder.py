@@ -292,7 +292,7 @@ def _labels(found: Sequence[_Found], class_folders: set[tuple[Split | None, str]
             )
     if len(to_learn) < 2:
         raise InvalidData(f"{shown} has the one class {_list(to_learn)}; at least two are needed: {LAYOUT}")
-    return tuple(sorted((_label(name) for name in to_learn), key=_natural))
+    return tuple(sorted((_label(name) for name in to_learn), key=natural_order))
 
 
 def _check_names(names: set[str], shown: str) -> None:
@@ -334,10 +334,10 @@ def _normal(name: str) -> str:
     return unicodedata.normalize("NFC", _label(name).casefold())
 
 
-def _natural(label: str) -> tuple[list[tuple[bool, int, str]], str]:
+def natural_order(name: str) -> tuple[list[tuple[bool, int, str]], str]:
     """Order by the numbers in a name as numbers, before letters: 2, 10, a."""
-    parts = re.findall(r"\d+|\D+", label)
-    return [(False, int(part), "") if part.isdecimal() else (True, 0, part.casefold()) for part in parts], label
+    parts = re.findall(r"\d+|\D+", name)
+    return [(False, int(part), "") if part.isdecimal() else (True, 0, part.casefold()) for part in parts], name
 
 
 def _list(names: set[str] | Mapping[str, object]) -> str:

@@ -10,7 +10,7 @@ import pytest
 from evolve.candidate import Candidate, Part, seed_candidate
 from evolve.config import EvolveConfig, load_config, preset_names
 from evolve.hparams import MUTATION_RATES, DataHParams, OptimiserHParams
-from evolve.journal import Journal
+from evolve.journal import Journal, iterations
 from evolve.loop import evolve_task, one_after_another
 from evolve.mutation import Nursery, mutate
 from evolve.pool import WeightPool
@@ -116,9 +116,18 @@ def test_depth_stays_within_its_bounds(opened_store: Store, toy_task: Task) -> N
     evolve_task(toy_task, opened_store, config)
     records = Journal(opened_store, toy_task.name, 1).generation(0)
     assert records is not None
-    from_root = [record.candidate for record in records if record.candidate.parent == "root"]
-    assert from_root
-    assert all(candidate.depth <= 1 for candidate in from_root)
+    assert all(record.candidate.depth <= 1 for record in records)
+
+
+def test_a_longer_route_is_no_parent_unless_it_is_named(opened_store: Store, toy_task: Task) -> None:
+    assert opened_store.routes(opened_store.release())[TaskName("shapes_a")].depth == 2
+    config = replace(TINY_CONFIG, generations=1, children_per_generation=6, epochs=0.2)
+    for parents, expected in (("", {"root"}), ("shapes_a", {"root", "shapes_a"})):
+        evolve_task(toy_task, opened_store, replace(config, max_depth=1, parents=parents), from_release=2)
+        iteration = iterations(opened_store, toy_task.name)[-1]
+        records = Journal(opened_store, toy_task.name, iteration).generation(0)
+        assert records is not None
+        assert {record.candidate.parent.partition("@")[0] for record in records} - {toy_task.name} == expected
 
 
 def test_a_depth_beyond_the_root_is_refused(opened_store: Store, toy_task: Task) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from evolve.task import LabelledImages, Task, default_val_fraction, load_task
 from models.errors import InvalidConfig, InvalidData
@@ -304,6 +305,47 @@ def test_what_lies_deeper_or_in_two_classes_is_told(flat: Path, load: Load) -> N
     assert contradictory == (
         "2 images lie in more than one class, the same byte for byte: no answer can be right for all of them"
     )
+
+
+FRAMES, FILMS = 10, 8  # of each film, of each class
+
+
+def films(folder: Path, *, is_shuffled: bool) -> Path:
+    """Write three classes of films whose frames differ by little, named in order or in none."""
+    rng = np.random.default_rng(0)
+    for label in ("bus", "car", "van"):
+        (folder / label).mkdir(parents=True)
+        names = rng.permutation(FILMS * FRAMES) if is_shuffled else np.arange(FILMS * FRAMES)
+        for at, name in enumerate(names):
+            if at % FRAMES == 0:
+                scene = rng.uniform(0, 230, (16, 16, 3))
+            frame = (scene + rng.uniform(0, 25, scene.shape)).astype(np.uint8)
+            Image.fromarray(frame).save(folder / label / f"{name}.png")
+    return folder
+
+
+def test_films_are_not_torn_apart(tmp_path: Path, load: Load) -> None:
+    task = load(films(tmp_path / "films", is_shuffled=False))
+    assert task.in_runs
+    assert task.describe().warnings() == (
+        "images that follow each other by name are nearly the same, like frames of a film: what is held out is a run "
+        "of each class, not single images",
+    )
+    assert task.test is not None
+    for held_out in (task.val, task.test):
+        for label in range(3):
+            frames = sorted(
+                int(Path(name).stem) for name, of in zip(held_out.names, held_out.labels, strict=True) if of == label
+            )
+            gone = {int(Path(name).stem) for name in task.test.names} if held_out is task.val else set()
+            between = set(range(frames[0], frames[-1])) - gone
+            assert len(frames) == 16
+            assert between <= set(frames)  # one run, but for what test took before
+
+
+def test_films_without_an_order_and_few_images_are_split_one_by_one(tmp_path: Path, load: Load, flat: Path) -> None:
+    assert not load(films(tmp_path / "films", is_shuffled=True)).in_runs
+    assert not load(flat).in_runs
 
 
 def test_class_folders_in_split_folders_are_not_nested(pets: Path, load: Load) -> None:
