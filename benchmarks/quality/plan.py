@@ -17,6 +17,7 @@ from tests.shared_data import shared_folder
 FAMILIES = ("finetune", "freeze:6", "adapters:32", "probe")
 ROOT = "weights/vit_tiny_patch16_224.safetensors"
 ROOT_SCALE = (0.5, 0.5, 0.5)  # mean, and standard deviation too, of the pixels that these weights were trained with
+ROUNDED_UP = 2  # times a probe's images: for lengths rounded up to whole batches, and a child's probe of its own
 SMOKE_ROOT = "random:embed_dim=32,depth=3,num_heads=2,patch_size=8,image_size=32"
 # Few candidates whose training is long. Of a generation's two the worse stops at the first validation, and the
 # second generation trains four times as long as the first: the winner's line has most of all images, while the other
@@ -51,17 +52,17 @@ BASELINE_SIZES = (32, 64)  # pixels: the grid of the baselines
 
 @dataclass(frozen=True, slots=True)
 class TaskPlan:
-    """A task of the stream: how it is searched, and how many images its candidates train on, all together."""
+    """A task of the stream: how it is searched, and how many images that may take beside probes."""
 
     name: str
     search: EvolveConfig
     images: int
     baseline_sizes: tuple[int, ...] = BASELINE_SIZES
 
-    def config(self, budget: float, seed: int) -> EvolveConfig:
-        """Return the search with `budget` times the images."""
+    def config(self, images: int, seed: int) -> EvolveConfig:
+        """Return the search whose candidates train on `images` images all together."""
         lengths = sum(self.search.growth**generation for generation in range(self.search.generations))
-        images = max(64, int(budget * self.images / (runs_of_a_generation(self.search) * lengths)))
+        images = max(64, int(images / (runs_of_a_generation(self.search) * lengths)))
         return replace(self.search, max_images=images, seed=seed)
 
     def augmentation(self) -> DataHParams:
@@ -89,13 +90,17 @@ class StreamPlan:
     families: tuple[str, ...] = FAMILIES
 
     def images(self, task: TaskPlan) -> int:
-        """Return how many images a task's evolution sees at most, probes included: each family may see as many.
+        """Return how many images a task's evolution may see, probes included, and each family of baselines as well."""
+        every_parent = FIT_IMAGES * (min(self.tasks.index(task) + 2, RANKED_SEEDS) + ROUNDED_UP)
+        return int(self.budget * task.images) + every_parent + PROBE_IMAGES + 2 * task.search.batch_size * 2
 
-        Known beforehand, so that baselines do not wait for the evolution.
-        """
-        probed = FIT_IMAGES * (min(self.tasks.index(task) + 2, RANKED_SEEDS) + task.search.children_per_generation)
-        in_batches = 2 * task.search.batch_size * task.search.generations  # lengths are rounded up
-        return int(self.budget * task.images) + PROBE_IMAGES + probed + in_batches
+    def config(self, task: TaskPlan, seed: int) -> EvolveConfig:
+        """Return the search on all those images that ranking does not take: it looks at routes of a fitting depth."""
+        lowest, highest = task.search.min_depth, task.search.max_depth or 0
+        earlier = [other.search for other in self.tasks[: self.tasks.index(task)]]
+        fitting = [one for one in earlier if one.min_depth <= highest and (one.max_depth or 0) >= lowest]
+        ranked = FIT_IMAGES * (min(len(fitting) + 1, RANKED_SEEDS) + ROUNDED_UP)
+        return task.config(self.images(task) - ranked, seed)
 
 
 STREAM = (

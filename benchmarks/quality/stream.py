@@ -105,7 +105,7 @@ class Stream:
                 "go on where the store is, or delete those parts and begin anew"
             )
         task = self._task(planned)
-        config = planned.config(self._plan.budget, self._seed)
+        config = self._plan.config(planned, self._seed)
         with LocalExecutor(default_workers(threads=config.threads, device=DEVICE)) as side_by_side:
             outcome = evolve_task(task, self.store, config, execute=side_by_side)
         seen, most = outcome.trained_images + outcome.probed_images, self._plan.images(planned)
