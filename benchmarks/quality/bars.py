@@ -54,28 +54,45 @@ def corrected_gap(streams: Sequence[dict[str, Any]]) -> float:
 
 
 def table(streams: Sequence[dict[str, Any]]) -> str:
-    """Return a Markdown table: a row a task, means over seeds, and all means below."""
+    """Return a Markdown table: a row a task, and below the means of all; of several seeds, the means of these.
+
+    Parameters, FLOPs, images and wall time are the evolution's.
+    """
     families = sorted({baseline["family"] for stream in streams for baseline in stream["baselines"]})
-    rows = [["task", "pixels", "blocks", "evolved", *families, "accounted, M", "GFLOPs", "images seen"]]
+    header = ["task", "pixels", "blocks", "evolved", *families, "accounted, M", "GFLOPs", "images seen", "wall s"]
     tasks = [part["task"] for part in streams[0]["evolved"]]
+    figures = {task: _figures(streams, task, families) for task in tasks}
+    means = [mean(column) for column in zip(*figures.values(), strict=True)]
+    rows = [header, ["---"] * len(header)]
     for task in tasks:
         parts = [part for stream in streams for part in stream["evolved"] if part["task"] == task]
-        others = [mean(_baseline(stream, task, family)["test_accuracy"] for stream in streams) for family in families]
-        accounted = mean(stream["final"]["accounted_parameters"][task] for stream in streams)
-        rows.append(
-            [
-                task,
-                "/".join(str(part["image_size"]) for part in parts),
-                "/".join(str(part["depth"]) for part in parts),
-                f"{mean(part['test_accuracy'] for part in parts):.3f}",
-                *(f"{accuracy:.3f}" for accuracy in others),
-                f"{accounted / 1e6:.2f}",
-                f"{mean(part['flops'] for part in parts) / 1e9:.3f}",
-                f"{mean(part['images_seen'] for part in parts):,.0f}",
-            ]
-        )
-    rows.insert(1, ["---"] * len(rows[0]))
+        shapes = ("/".join(str(part[key]) for part in parts) for key in ("image_size", "depth"))
+        rows.append([task, *shapes, *_shown(figures[task])])
+    rows.append(["mean", "", "", *_shown(means)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _figures(streams: Sequence[dict[str, Any]], task: str, families: Sequence[str]) -> list[float]:
+    parts = [part for stream in streams for part in stream["evolved"] if part["task"] == task]
+    return [
+        mean(part["test_accuracy"] for part in parts),
+        *(mean(_baseline(stream, task, family)["test_accuracy"] for stream in streams) for family in families),
+        mean(stream["final"]["accounted_parameters"][task] for stream in streams) / 1e6,
+        mean(part["flops"] for part in parts) / 1e9,
+        mean(part["images_seen"] for part in parts),
+        mean(part["seconds"] for part in parts),
+    ]
+
+
+def _shown(figures: Sequence[float]) -> list[str]:
+    *accuracies, parameters, flops, images, seconds = figures
+    return [
+        *(f"{accuracy:.3f}" for accuracy in accuracies),
+        f"{parameters:.2f}",
+        f"{flops:.3f}",
+        f"{images:,.0f}",
+        f"{seconds:.0f}",
+    ]
 
 
 def _baseline(stream: dict[str, Any], task: str, family: str) -> dict[str, Any]:
