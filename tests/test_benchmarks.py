@@ -54,11 +54,11 @@ def test_a_search_that_never_reached_the_score_is_no_gain() -> None:
         {
             "search sign_digits plain": plain,
             "search sign_digits all": found((50, 0.4), (80, 0.95), (400, 0.96)),
-            "search hymenoptera plain": plain,
-            "search hymenoptera all": found((50, 0.4), (120, 0.8)),
-            "search pacs_sketch plain": plain,
-            "search pacs_sketch all": found((50, 0.4), (500, 0.8)),
+            "search bangla plain": plain,
+            "search bangla all": found((50, 0.4), (120, 0.8)),
+            "search mnist plain": plain,
+            "search mnist all": found((50, 0.4), (500, 0.8)),
         },
         "all",
     )
-    assert ratios == {"sign_digits": 0.4, "hymenoptera": 1.0, "pacs_sketch": 2.5}
+    assert ratios == {"sign_digits": 0.4, "bangla": 1.0, "mnist": 2.5}

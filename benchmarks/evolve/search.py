@@ -1,9 +1,13 @@
 """evolve-3 and evolve-5: images seen until the plain search's final score is reached, and bytes a task adds.
 
-After a stream of other tasks, each of six is evolved from the same store: as the reference does it, then with
+After a stream of other tasks, each of seven is evolved from the same store: as the reference does it, then with
 ranked parents, heads that start from a probe, and successive halving; then with each of these alone. A generation
 has eight candidates, as in the paper's runs on ViT-B. Halved ones cost about three tenths, so a search that halves has
-twice as many of them: that is no more images.
+three times as many of them: that is no more images.
+
+The seven are all of the shared data sets with 400 images to select on, since one image of 200 is half a point, and with
+at most fifty classes, but for the stream and for those that the options were tried on (chinese_mnist, fashion_mnist,
+kannada_mnist, gtsrb, cifar10).
 """
 
 import shutil
@@ -23,7 +27,7 @@ from models.route import component_usage
 from models.store import Store
 
 STREAM = ("flowers5", "pacs_cartoon", "dtd10")
-TASKS = ("devanagari", "sign_digits", "pacs_sketch", "magnetic_tile", "hymenoptera", "pneumonia_mnist")
+TASKS = ("devanagari", "bangla", "sign_digits", "hoda_farsi", "notmnist", "mnist", "pneumonia_mnist")
 CONFIG = EvolveConfig(
     generations=2,
     children_per_generation=8,
@@ -35,8 +39,8 @@ CONFIG = EvolveConfig(
     learning_rate=0.02,
 )
 STREAM_CONFIG = replace(CONFIG, generations=1, children_per_generation=4)
-HALVING = replace(CONFIG, halving=True, generations=4)
-IMAGES, VAL_IMAGES = 800, 200
+HALVING = replace(CONFIG, halving=True, generations=6)
+IMAGES, VAL_IMAGES = 800, 400
 WAYS = {
     "plain": CONFIG,
     "all": replace(HALVING, rank_parents=True, probe_head=True),
