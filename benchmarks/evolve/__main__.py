@@ -1,4 +1,4 @@
-"""Evolution at speed: `uv run python -m benchmarks.evolve`, some 25 minutes on 2 cores.
+"""Evolution at speed: `uv run python -m benchmarks.evolve`, some 40 minutes on 2 cores.
 
 A run that was stopped is taken up again. Needs the data folder that TEST_SHARED_DATA names, or ../shared.
 `--minutes` stops early, `--afresh` forgets what was measured before.

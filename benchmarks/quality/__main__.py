@@ -1,6 +1,6 @@
 """Run the stream of tasks and its baselines, and judge the bars.
 
-uv run python -m benchmarks.quality                      about two hours on 2 cores; stopped, it goes on
+uv run python -m benchmarks.quality                      about 45 minutes on 2 cores; stopped, it goes on
 uv run python -m benchmarks.quality --budget 2 --seeds 0 1
 uv run python -m benchmarks.quality --smoke              two tiny tasks: does it work at all?
 """
