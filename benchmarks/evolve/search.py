@@ -2,10 +2,9 @@
 
 After a stream of other tasks, each of seven is evolved from the same store: as the reference does it, then with
 ranked parents and successive halving; then with heads that start from a probe as well, and with each of these alone.
-A generation of
-the plain search has eight candidates, as in the paper's runs on ViT-B. A search that halves has three, and so many
-more generations that it sees no more images: of eight, the first validations kept those that change little, which
-start fast and end low.
+A generation of the plain search has eight candidates, as in the paper's runs on ViT-B. A search that halves has three,
+and so many more generations that it sees no more images: of eight, the first validations kept those that change little,
+which start fast and end low.
 
 The seven are all of the shared data sets with 400 images to select on, since one image of 200 is half a point, and with
 at most fifty classes, but for the stream and for those that the options were tried on (chinese_mnist, fashion_mnist,
