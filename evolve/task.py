@@ -263,11 +263,10 @@ def load_task(
         digests = image_digests(folder)
         problems = _unreadable(folder, digests, cache_folder, progress)
         labels, ignored = folder.labels, folder.ignored
+        if problems and not skip_unreadable:
+            raise unreadable(problems, len(digests), repr(str(path)))
         kept = {entry: digest for entry, digest in digests.items() if entry.name not in problems}
-        to_split = [] if problems and not skip_unreadable else _to_split(kept)
-        in_runs = bool(to_split) and _is_sequence(folder, {entry: kept[entry] for entry in to_split}, cache_folder)
-    if problems and not skip_unreadable:
-        raise unreadable(problems, len(digests), repr(str(path)))
+        in_runs = _is_sequence(folder, {entry: kept[entry] for entry in _to_split(kept)}, cache_folder)
     _check_classes(kept, labels, path)
     require_choice(kept, repr(str(path)))
     splits = _split(kept, seed, val_fraction, in_runs=in_runs)
