@@ -60,7 +60,7 @@ def measure(folder: Path, *, before_s: float = BEFORE_S, budget_s: int = BUDGET_
             began = time.time()
             time.sleep(before_s)
             sent_at = time.time()
-            job = send(client, budget_s)
+            job = send(client, TASK, images("train"), budget_s)
             command = [*mu2net, "worker", str(store.folder), "--once"]
             worker = subprocess.Popen(command, env=environment, start_new_session=True)  # as --with-worker starts it
             seen = follow(client, job, sent_at)
@@ -107,12 +107,13 @@ def images(part: str) -> dict[str, bytes]:
         return {name: archive.read(name) for name in names}
 
 
-def send(client: httpx.Client, budget_s: int) -> str:
+def send(client: httpx.Client, name: str, files: dict[str, bytes], budget_s: int) -> str:
+    """Send images, by their names in a zip, as a task, and return the job."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        for name, content in images("train").items():
-            archive.writestr(name, content)
-    form = {"name": TASK, "budget": f"{budget_s}s"}
+        for path, content in files.items():
+            archive.writestr(path, content)
+    form = {"name": name, "budget": f"{budget_s}s"}
     answer = client.post("/v1/tasks", data=form, files={"data": ("train.zip", file.getvalue(), "application/zip")})
     answer.raise_for_status()
     job: str = answer.json()["job"]["id"]

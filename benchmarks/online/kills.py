@@ -4,13 +4,11 @@ Two workers share six small jobs. Each is killed at a moment of its first second
 then: importing, reading images, training, publishing, ending a job; and another starts at once.
 """
 
-import io
 import os
 import re
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from benchmarks.online.job import images
+from benchmarks.online.job import images, send
 from benchmarks.reload.__main__ import free_port
 from evolve.journal import iterations
 from evolve.publish import create_store
@@ -52,7 +50,8 @@ def measure(folder: Path, kills: int) -> dict[str, Any]:
     """Return how often workers were killed, and what became of the jobs."""
     store = create_store(folder / "store", load_root(ROOT))
     with serving(store, folder) as client:
-        jobs = [send(client, f"part-{number}", number) for number in range(JOBS)]
+        whole = list(images("train").items())
+        jobs = [send(client, f"part-{at}", dict(whole[at :: 2 * JOBS]), BUDGET_S) for at in range(JOBS)]
         started = time.time()
         lives = kill_workers(store, client, kills)
         found = {job: client.get(f"/v1/jobs/{job}").json() for job in jobs}
@@ -132,16 +131,3 @@ def _is_alive(client: httpx.Client) -> bool:
         return client.get("/v1/tasks").status_code == 200
     except httpx.TransportError:
         return False
-
-
-def send(client: httpx.Client, name: str, number: int) -> str:
-    """Send a part of the images as a task, each time another one, and return the job."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        for path, content in list(images("train").items())[number :: 2 * JOBS]:
-            archive.writestr(path, content)
-    form = {"name": name, "budget": f"{BUDGET_S}s"}
-    answer = client.post("/v1/tasks", data=form, files={"data": ("part.zip", file.getvalue(), "application/zip")})
-    answer.raise_for_status()
-    job: str = answer.json()["job"]["id"]
-    return job
