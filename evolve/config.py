@@ -52,9 +52,9 @@ class EvolveConfig:
     bf16_products: bool = False  # multiply matrices in bfloat16: fast on GPUs, and on CPUs with matrix units only
     parents: str = ""  # tasks whose routes are tried first, separated by commas
     anytime: bool = False  # publish each candidate that is the best so far at once, once one beats guessing
-    rank_parents: bool = False  # try the seeds in the order of a linear probe's accuracy instead of any
+    rank_parents: bool = False  # try only the seeds whose features suit the task best, by their H-score, not all
     probe_head: bool = False  # a new head starts from a linear probe's weights instead of zeros
-    halving: bool = False  # successive halving: at each validation the worse half of a generation is stopped
+    halving: bool = False  # successive halving: at each validation the worse half of a generation is stopped for good
 
     def __post_init__(self) -> None:
         for name in ("generations", "children_per_generation", "batch_size", "validations", "max_images"):

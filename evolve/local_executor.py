@@ -8,6 +8,8 @@ it waiting for the next kernel most of the time, and how many processes fill it 
 """
 
 import ctypes
+import heapq
+import itertools
 import math
 import multiprocessing
 import os
@@ -16,9 +18,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import cycle, islice
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import ParamSpec, TypeVar
@@ -49,6 +50,15 @@ MALLOC_SETTINGS = ((-1, 2**30), (-3, 2**25))
 AT_ONCE = (1, 2, 4, 8)  # candidates on one GPU that are tried
 TRIAL_STEPS = 8  # of each
 LEAST_GAIN = 1.05  # in candidates a second, for which it is worth having more at once
+LEAST_SAVED = 0.98  # of a generation's time, for which it is worth handing a candidate from one worker to another
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A candidate that is put aside after so many validations, and taken up again when all others are under way."""
+
+    place: int
+    validations: int
 
 
 def default_workers(*, threads: int, device: str) -> int:
@@ -128,7 +138,7 @@ class LocalExecutor:
         for _ in ("processes start", "measured"):
             started = time.perf_counter()
             try:
-                chosen = islice(cycle(candidates), count)
+                chosen = itertools.islice(itertools.cycle(candidates), count)
                 futures = [self._submit(train_part, one, nothing, task, pool, few, None, 1) for one in chosen]
                 for future in futures:
                     future.result()
@@ -144,9 +154,21 @@ class LocalExecutor:
             for candidate in candidates:
                 yield train_whole(candidate, sharing, task, pool, plan)
             return
-        # the longest first, so that none is left alone at the end
-        order = sorted(range(len(candidates)), key=lambda place: -_cost(candidates[place]))
-        futures = {place: self._submit(train_whole, candidates[place], sharing, task, pool, plan) for place in order}
+        costs = [_cost(candidate) for candidate in candidates]
+        pause = best_pause(costs, plan.validations, self._workers)
+        begun = pause and self._submit(
+            train_part, candidates[pause.place], sharing, task, pool, plan, None, pause.validations
+        )
+        futures = {
+            place: self._submit(train_whole, candidates[place], sharing, task, pool, plan)
+            for place in _longest_first(costs)
+            if pause is None or place != pause.place
+        }
+        if pause and begun:
+            checkpoint = begun.result()
+            futures[pause.place] = self._submit(
+                train_whole, candidates[pause.place], sharing, task, pool, plan, checkpoint
+            )
         for place in range(len(candidates)):
             yield futures[place].result()
 
@@ -202,9 +224,16 @@ class LocalExecutor:
         self._processes = None
 
 
-def train_whole(candidate: Candidate, sharing: Sharing, task: Task, pool: WeightPool, plan: TrainPlan) -> Trained:
-    """Train a candidate to the end."""
-    checkpoint = train(candidate, sharing, task, pool, plan, validations=plan.validations)
+def train_whole(
+    candidate: Candidate,
+    sharing: Sharing,
+    task: Task,
+    pool: WeightPool,
+    plan: TrainPlan,
+    checkpoint: Checkpoint | None = None,
+) -> Trained:
+    """Train a candidate to the end, from the start or from a checkpoint."""
+    checkpoint = train_part(candidate, sharing, task, pool, plan, checkpoint, plan.validations)
     return finished(candidate, checkpoint, pool, plan)
 
 
@@ -255,10 +284,54 @@ def make_room(sharing: Sharing, pool: WeightPool, plan: TrainPlan) -> None:
             path.unlink()
 
 
+def best_pause(costs: Sequence[int], validations: int, workers: int) -> Pause | None:
+    """Return where to interrupt one candidate so that all workers end at nearly the same time (McNaughton 1959).
+
+    Its first piece goes before all others and its rest after them, so that it fills what whole candidates, the
+    longest first, would leave of the other workers' time.
+
+    Args:
+        costs: of each candidate's training, in any unit.
+        validations: that each has, after which it can be interrupted.
+        workers: that train at once.
+
+    Returns:
+        None if nothing worth its checkpoint is gained.
+    """
+    best, least = None, LEAST_SAVED * _makespan(costs, None, validations, workers)
+    for place, stop in itertools.product(range(len(costs)), range(1, validations)):
+        pause = Pause(place, stop)
+        if (took := _makespan(costs, pause, validations, workers)) < least:
+            best, least = pause, took
+    return best
+
+
+def _makespan(costs: Sequence[int], pause: Pause | None, validations: int, workers: int) -> float:
+    """Return when the last worker is done, if each takes what is next in line."""
+    line = [float(costs[place]) for place in _longest_first(costs) if pause is None or place != pause.place]
+    begun, rest = 0.0, 0.0
+    if pause:
+        begun = costs[pause.place] * pause.validations / validations
+        rest = costs[pause.place] - begun
+        line = [begun, *line]
+    free = [0.0] * workers
+    for cost in line:
+        heapq.heapreplace(free, free[0] + cost)
+    heapq.heapreplace(free, max(free[0], begun) + rest)
+    return max(free)
+
+
+def _longest_first(costs: Sequence[int]) -> list[int]:
+    return sorted(range(len(costs)), key=lambda place: -costs[place])
+
+
 def _cost(candidate: Candidate) -> int:
-    """Return how many components a step runs forwards; only their order matters."""
+    """Return the products of a training step, in those of one component forwards.
+
+    From the first own component on each runs forwards, takes the gradient back, and if it is own gets one itself.
+    """
     first = next(at for at, part in enumerate(candidate.parts) if part.is_own)
-    return len(candidate.parts) - first
+    return sum(2 + part.is_own for part in candidate.parts[first:])
 
 
 def _begin_worker(lifeline: Connection) -> None:

@@ -21,13 +21,9 @@ class Member:
 
 
 class Population:
-    """Kept candidates and seeds. Seeds are the root and other tasks' routes, in the order they are tried.
+    """Kept candidates and seeds. Seeds are the root and other tasks' routes, in the order they are tried."""
 
-    Unless they `are_ranked`, best first, a seed that was taken goes to the end.
-    """
-
-    def __init__(self, seeds: Sequence[Candidate], *, are_ranked: bool = False) -> None:
-        self._are_ranked = are_ranked
+    def __init__(self, seeds: Sequence[Candidate]) -> None:
         self._seeds = list(seeds)
         self._members: list[Member] = []
         self._children: Counter[str] = Counter()
@@ -72,9 +68,8 @@ class Population:
                 return member.candidate
         for seed in list(self._seeds):
             if self._accepts(seed, rng):
-                if not self._are_ranked:
-                    self._seeds.remove(seed)
-                    self._seeds.append(seed)
+                self._seeds.remove(seed)
+                self._seeds.append(seed)
                 return seed
         everyone = [member.candidate for member in ranked] + self._seeds
         return everyone[rng.integers(len(everyone))]

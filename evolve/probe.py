@@ -1,8 +1,7 @@
-"""A linear probe: how far a frozen network gets on a task with nothing but a linear classifier.
+"""What a frozen network's features are worth for a task, before anything is trained.
 
-Its validation accuracy ranks parents before anything is trained, as a transferability estimate (Renggli et
-al., "Which Model to Transfer? Finding the Needle in the Growing Haystack", 2022), and its weights are a
-better start for a child's head than zeros. A few hundred images, each seen once, are enough for both.
+The H-score ranks parents; a linear probe's weights are a better start for a child's head than zeros. A few
+hundred images, each seen once, are enough for both.
 """
 
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,8 +23,10 @@ from evolve.task import LabelledImages, Task
 from evolve.train import TrainPlan, scaled
 from models.weights import Weights
 
-FIT_IMAGES, JUDGE_IMAGES = 256, 128
-WEIGHT_DECAY = 1e-2  # on features that a layer norm has scaled; the ranking hardly depends on it
+FIT_IMAGES = 256  # of a probe
+SCORE_IMAGES = 128  # of an H-score; 64 ranked about as well, 256 no better
+RIDGE = 0.1  # of the features' mean variance, added to each one's: the ranking is the same from 0.03 to 1
+WEIGHT_DECAY = 1e-2  # on features that a layer norm has scaled
 ITERATIONS = 60  # of L-BFGS, which by then has converged
 
 
@@ -33,7 +35,6 @@ class Probe:
     """A linear classifier on a frozen network's normalised class tokens."""
 
     head: Weights
-    accuracy: float  # on validation images, 0 to 1
     images: int  # of the training split that were run through the network, once
 
 
@@ -45,19 +46,47 @@ def fit_probe(
     Args:
         body: all components but the head, the final norm last.
         image_size: that the position embedding among them is for.
-        task: its training images are fitted to, its validation images judge.
+        task: its training images are fitted to.
         pool: holds the components.
         plan: of the generation that is to come.
         rng: draws the images.
     """
     torch.set_num_threads(plan.threads)
     fit = rng.permutation(len(task.train))[:FIT_IMAGES]
-    judge = rng.permutation(len(task.val))[:JUDGE_IMAGES]
     features = _features(body, task.train, fit, image_size, pool, plan)
     weight, bias = _fitted(features, torch.from_numpy(task.train.labels[fit]).to(plan.device), len(task.labels))
-    predicted = F.linear(_features(body, task.val, judge, image_size, pool, plan), weight, bias).argmax(dim=1)
-    accuracy = float((predicted.cpu().numpy() == task.val.labels[judge]).mean())
-    return Probe({"weight": weight.cpu().numpy(), "bias": bias.cpu().numpy()}, accuracy, len(fit))
+    return Probe({"weight": weight.cpu().numpy(), "bias": bias.cpu().numpy()}, len(fit))
+
+
+def transferability(
+    body: Sequence[Part], image_size: int, task: Task, pool: WeightPool, plan: TrainPlan, rng: np.random.Generator
+) -> tuple[float, int]:
+    """Return the H-score of frozen components for a task, and how many training images it took.
+
+    The arguments are those of `fit_probe`. On four tasks with eight parents each it told much better what a short
+    training would come to than the accuracy of a linear probe did, from half of the images.
+    """
+    torch.set_num_threads(plan.threads)
+    rows = rng.permutation(len(task.train))[:SCORE_IMAGES]
+    features = _features(body, task.train, rows, image_size, pool, plan).cpu().numpy()
+    return h_score(features, task.train.labels[rows]), len(rows)
+
+
+def h_score(features: Float[np.ndarray, "images dim"], labels: Int64[np.ndarray, " images"]) -> float:
+    """Return the H-score: how much of the features' variance lies between classes (Bao et al., ICIP 2019).
+
+    It is the trace of the inverse covariance of the features times the covariance of their class means, the first
+    regularised (as Ibrahim et al. 2021 proposed) by `RIDGE`, since there are fewer images than features.
+    """
+    centred = features.astype(np.float64) - features.mean(axis=0)
+    covariance = centred.T @ centred / len(centred)
+    variance = np.trace(covariance) / len(covariance)
+    if variance == 0:  # the same for every image
+        return 0.0
+    known, counts = np.unique(labels, return_counts=True)
+    means = np.stack([centred[labels == label].mean(axis=0) for label in known])
+    between = (means * (counts / len(labels))[:, None]).T @ means
+    return float(np.trace(np.linalg.solve(covariance + RIDGE * variance * np.eye(len(covariance)), between)))
 
 
 @torch.no_grad()

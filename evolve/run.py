@@ -23,7 +23,7 @@ from evolve.mutation import Nursery, changes_nothing, mutate, resized, shortened
 from evolve.network import build_network
 from evolve.pool import WeightPool
 from evolve.population import Member, Population
-from evolve.probe import Probe, fit_probe
+from evolve.probe import Probe, fit_probe, transferability
 from evolve.publish import Winner, publish
 from evolve.score import ScoreRule
 from evolve.selection import Finalist, choose, contenders, expected_accuracy
@@ -36,7 +36,7 @@ from models.release import Release
 from models.route import Route, accounted_parameters, component_usage
 from models.store import Store
 
-RANKED_SEEDS = 12  # most that are probed, some hundred images each: a small part of what one candidate trains on
+RANKED_SEEDS = 12  # most that are looked at, a hundred images each: a small part of what one candidate trains on
 
 # Trains a generation's candidates and gives them back in the same order, each as soon as it is done.
 Executor = Callable[[Sequence[Candidate], Task, WeightPool, TrainPlan], Iterator[Trained]]
@@ -67,7 +67,7 @@ class Outcome:
     route: Route
     is_new: bool
     trained_images: int
-    probed_images: int  # training images seen once, by linear probes
+    probed_images: int  # training images seen once, by linear probes and by the ranking of parents
     throughput: Throughput
 
 
@@ -156,7 +156,8 @@ class TaskRun:
         Seeds are the root and the routes of other tasks that are not private and have as many blocks as a candidate
         may have, or are wanted by name, which are tried first. Tried before the rest: the root cut
         to where a probe is good enough, if asked for, and a present route for other labels, which can be no
-        rival but is the nearest relative. If the configuration says so, linear probes rank them.
+        rival but is the nearest relative. If the configuration says so, only those that rank best are tried, beside
+        those that are wanted: as many as a generation has children.
         """
         wanted = self._wanted()
         shortest, longest = self.nursery.min_depth, self.nursery.max_depth
@@ -167,11 +168,11 @@ class TaskRun:
             seeds.insert(0, self._jumped())
         if self._own and self._own.labels != self.task.labels:
             seeds.insert(0, self._own)
+        first = sorted((seed for seed in seeds if seed.name in wanted), key=lambda seed: wanted.index(seed.name))
+        rest = [seed for seed in seeds if seed.name not in wanted]
         if self.config.rank_parents:
-            seeds = self._ranked(seeds)
-        place = {name: at for at, name in enumerate(wanted)}
-        seeds = sorted(seeds, key=lambda seed: place.get(seed.name, len(place)))
-        population = Population(seeds, are_ranked=self.config.rank_parents)
+            rest = self._best_ranked(rest)
+        population = Population([*first, *rest])
         if self._own and self._own.labels == self.task.labels:
             own = self._judged(self._own)
             self._live_score = own.score
@@ -225,7 +226,11 @@ class TaskRun:
     def train(
         self, children: Sequence[Candidate], generation: int, execute: Executor, report: Callable[[Progress], None]
     ) -> list[Member]:
-        """Train a generation and journal it; what the journal has already is not trained again."""
+        """Train a generation and journal it; what the journal has already is not trained again.
+
+        Returns:
+            Those that were trained to the end: what halving stopped is no parent.
+        """
         found = self._journal.generation(generation)
         trained = execute(children, self.task, self.pool, self.plan(generation))
         records: list[CandidateRecord] = []
@@ -244,7 +249,10 @@ class TaskRun:
             report(self._progress(record, generation, place, is_replayed=found is not None, release=release))
         if found is None:
             self._journal.write_generation(generation, records)
-        return [Member(record.candidate, record.quality, record.score) for record in records]
+        end = max(len(record.curve) for record in records)
+        return [
+            Member(record.candidate, record.quality, record.score) for record in records if len(record.curve) == end
+        ]
 
     def _progress(
         self, record: CandidateRecord, generation: int, place: int, *, is_replayed: bool, release: int | None
@@ -400,19 +408,21 @@ class TaskRun:
                 )
         return [name_of[task] for task in wanted]
 
-    def _ranked(self, seeds: Sequence[Candidate]) -> list[Candidate]:
-        """Return the root and the first of the other seeds by a probe's accuracy, the best first, then the rest.
+    def _best_ranked(self, seeds: Sequence[Candidate]) -> list[Candidate]:
+        """Return those whose features suit the task best, best first, as many as a generation has children.
 
-        So the cost of ranking stays the same however many tasks there are.
+        The root and the first of the others are looked at, so the cost stays the same however many tasks there are.
         """
-        probed = sorted(seeds, key=lambda seed: seed is not self._root)[:RANKED_SEEDS]
         data = self.config.first_data(self._first_image_size(self._image_sizes()))
-        accuracy: dict[str, float] = {}
-        for seed in probed:
+        score: dict[str, float] = {}
+        looked_at = sorted(seeds, key=lambda seed: seed is not self._root)[:RANKED_SEEDS]
+        for seed in looked_at:
             body = [part for part in resized(seed, data, self.nursery).parts if part.component.kind != "head"]
-            accuracy[seed.name] = self._probe(body, data).accuracy
-        rest = [seed for seed in seeds if seed.name not in accuracy]
-        return [*sorted(probed, key=lambda seed: -accuracy[seed.name]), *rest]
+            score[seed.name], images = transferability(
+                body, data.image_size, self.task, self.pool, self.plan(0), self._rng("probe")
+            )
+            self._probed_images += images
+        return sorted(looked_at, key=lambda seed: -score[seed.name])[: self.config.children_per_generation]
 
     def _with_probed_head(self, child: Candidate) -> Candidate:
         """Return the child with a linear probe's weights in place of a head of zeros."""

@@ -50,15 +50,16 @@ def test_a_search_that_never_reached_the_score_is_no_gain() -> None:
         return {"best_score_after": list(points)}
 
     plain = found((100, 0.5), (200, 0.9), (300, 0.9))
-    ratios = search.task_ratios(
-        {
-            "search sign_digits plain": plain,
-            "search sign_digits all": found((50, 0.4), (80, 0.95), (400, 0.96)),
-            "search bangla plain": plain,
-            "search bangla all": found((50, 0.4), (120, 0.8)),
-            "search mnist plain": plain,
-            "search mnist all": found((50, 0.4), (500, 0.8)),
-        },
-        "all",
-    )
-    assert ratios == {"sign_digits": 0.4, "bangla": 1.0, "mnist": 2.5}
+    searches = {
+        ("sign_digits", "plain", 0): plain,
+        ("sign_digits", "all", 0): found((50, 0.4), (80, 0.95), (400, 0.96)),
+        ("sign_digits", "plain", 1): found((600, 0.9)),
+        ("sign_digits", "all", 1): found((240, 0.9)),
+        ("bangla", "plain", 0): plain,
+        ("bangla", "all", 0): found((50, 0.4), (120, 0.8)),
+        ("mnist", "plain", 0): plain,
+        ("mnist", "all", 0): found((50, 0.4), (500, 0.8)),
+    }
+    raw = {search.Search(*one).key: points for one, points in searches.items()}
+    assert search.task_ratios(raw, "all", [0]) == {"sign_digits": 0.4, "bangla": 1.0, "mnist": 2.5}
+    assert search.task_ratios(raw, "all", [0, 1]) == {"sign_digits": 320 / 800}  # what was not measured is no gain

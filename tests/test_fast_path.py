@@ -1,6 +1,6 @@
 """The fast path computes what the plain path computes, whatever the candidates own and however many workers train."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,15 +15,15 @@ from evolve.config import EvolveConfig
 from evolve.fast_train import finished, train
 from evolve.hparams import DataHParams, OptimiserHParams
 from evolve.journal import Journal
-from evolve.local_executor import LocalExecutor, fastest
-from evolve.loop import evolve_task, one_after_another
+from evolve.local_executor import LocalExecutor, Pause, best_pause, fastest
+from evolve.loop import evolve_task, one_after_another, silent
 from evolve.mutation import new_adapter, resized
 from evolve.pool import WeightPool
 from evolve.prefix import frozen_prefix, plan_sharing
 from evolve.publish import create_store
 from evolve.run import Outcome, TaskRun
 from evolve.task import Task
-from evolve.train import Trained
+from evolve.train import Trained, TrainPlan
 from models.errors import InvalidConfig
 from models.root import load_root
 from models.store import Store
@@ -136,6 +136,10 @@ def test_a_training_taken_up_again_ends_bit_by_bit_the_same(run: TaskRun, data: 
     assert ends[0] == ends[1]
 
 
+def here_halved(candidates: Sequence[Candidate], task: Task, pool: WeightPool, plan: TrainPlan) -> Iterator[Trained]:
+    return LocalExecutor()(candidates, task, pool, replace(plan, halving=True))
+
+
 def test_halving_stops_the_worse_half_at_each_validation(run: TaskRun, workers: LocalExecutor) -> None:
     candidates = generation(run, DataHParams(16))[:4]
     plan = replace(run.plan(0), halving=True)
@@ -147,8 +151,30 @@ def test_halving_stops_the_worse_half_at_each_validation(run: TaskRun, workers: 
     assert [one.candidate for one in workers(candidates, run.task, run.pool, plan)] == [
         one.candidate for one in trained
     ]
+    members = run.train(candidates, 0, here_halved, silent)
+    assert [member.candidate.name for member in members] == [
+        one.candidate.name for one in trained if len(one.curve) == plan.validations
+    ]  # what was stopped is no parent
     with pytest.raises(InvalidConfig, match="leave --plain out"):
         list(one_after_another(candidates, run.task, run.pool, plan))
+
+
+def test_a_candidate_handed_from_worker_to_worker_trains_the_same(run: TaskRun, workers: LocalExecutor) -> None:
+    data = DataHParams(16)
+    candidates = [candidate_with(run, "patch_embed", data, f"shapes_c/1/0/{at}") for at in range(3)]
+    plan = replace(run.plan(0), validations=4)
+    pause = best_pause([1, 1, 1], plan.validations, workers=2)
+    assert pause == Pause(0, 2)  # half of one beside each of the others
+    here = list(LocalExecutor()(candidates, run.task, run.pool, plan))
+    side_by_side = list(workers(candidates, run.task, run.pool, plan))
+    for mine, other in zip(side_by_side, here, strict=True):
+        assert mine.candidate == other.candidate
+        assert mine.curve == other.curve
+
+
+@pytest.mark.parametrize("costs", [[1], [1, 1], [3, 2, 1], [5, 4, 3, 2], [33, 32, 31, 30]])
+def test_no_candidate_is_handed_over_for_little(costs: list[int]) -> None:
+    assert best_pause(costs, validations=4, workers=2) is None
 
 
 def test_as_many_candidates_at_once_as_are_fastest() -> None:

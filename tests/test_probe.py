@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evolve.candidate import Candidate
 from evolve.config import EvolveConfig
 from evolve.hparams import DataHParams
 from evolve.loop import evolve_task
 from evolve.mutation import resized
-from evolve.probe import fit_probe
+from evolve.probe import h_score, transferability
 from evolve.run import TaskRun
 from evolve.task import Task
 from models.store import Store
@@ -21,25 +22,40 @@ RANKED = replace(TINY_CONFIG, rank_parents=True)
 PROBED = replace(TINY_CONFIG, probe_head=True)
 
 
-def test_seeds_are_tried_in_the_order_of_their_probes(opened_store: Store, toy_task: Task) -> None:
-    run = TaskRun.begin(toy_task, opened_store, RANKED, private=False)
+def test_only_the_seeds_that_suit_the_task_best_are_tried(opened_store: Store, toy_task: Task) -> None:
+    run = TaskRun.begin(toy_task, opened_store, replace(RANKED, children_per_generation=2), private=False)
+    every = TaskRun.begin(toy_task, opened_store, TINY_CONFIG, private=False).start_population().seeds
+    assert len(every) == 3
+
+    def suits(seed: Candidate) -> float:
+        body = [part for part in resized(seed, DataHParams(16), run.nursery).parts if part.component.kind != "head"]
+        rng = np.random.default_rng(0)  # the toy task has fewer images than are looked at: all of them
+        score, images = transferability(body, 16, toy_task, run.pool, run.plan(0), rng)
+        assert images == len(toy_task.train)
+        return score
+
     population = run.start_population()
-    data = DataHParams(16)
+    best = sorted(every, key=lambda seed: -suits(seed))[:2]
+    assert [seed.name for seed in population.seeds] == [seed.name for seed in best]
+    children = run.sample_children(population, DataHParams(16), 0)
+    assert [child.parent for child in children] == [seed.name for seed in best]  # each once before any twice
+    named = next(seed for seed in every if seed.name != "root")
+    wanted = replace(RANKED, children_per_generation=1, parents=named.name.partition("@")[0])
+    population = TaskRun.begin(toy_task, opened_store, wanted, private=False).start_population()
+    others = max((seed for seed in every if seed.name != named.name), key=suits)
+    assert [seed.name for seed in population.seeds] == [named.name, others.name]
 
-    def accuracy(seed_name: str) -> float:
-        seed = next(seed for seed in population.seeds if seed.name == seed_name)
-        rng = np.random.default_rng(0)
-        body = [part for part in resized(seed, data, run.nursery).parts if part.component.kind != "head"]
-        return fit_probe(body, 16, toy_task, run.pool, run.plan(0), rng).accuracy
 
-    names = [seed.name for seed in population.seeds]
-    assert len(names) == 3
-    assert accuracy(names[0]) >= accuracy(names[-1])
-    # taken again and again, the first by half each time, and never sent to the end
+def test_the_h_score_counts_what_lies_between_classes() -> None:
     rng = np.random.default_rng(0)
-    taken = [population.sample_parent(rng).name for _ in range(8)]
-    assert taken[0] == names[0]
-    assert taken.count(names[0]) >= taken.count(names[-1])
+    labels = np.repeat([0, 1, 2], 40)
+    noise = rng.normal(size=(120, 200)).astype(np.float32)  # more features than images
+    apart = noise.copy()
+    apart[:, 0] += 20 * labels
+    assert h_score(apart, labels) > h_score(noise, labels) > 0
+    assert h_score(apart, rng.permutation(labels)) < h_score(apart, labels)
+    assert h_score(3 * apart + 5, labels) == pytest.approx(h_score(apart, labels), rel=1e-4)
+    assert h_score(np.ones((120, 200), np.float32), labels) == 0  # features that tell nothing apart
 
 
 def test_a_probed_head_starts_where_the_probe_ended(opened_store: Store, toy_task: Task) -> None:
