@@ -267,9 +267,14 @@ def halved(
         futures = {place: start(place, checkpoints.get(place), validations) for place in going_on}
         checkpoints |= {place: future.result() for place, future in futures.items()}
         ranked = sorted(going_on, key=lambda place: (-checkpoints[place].quality, place))
-        going_on = sorted(ranked[: math.ceil(len(ranked) / 2)])
+        going_on = sorted(ranked[: better_half(len(ranked))])
     for place, candidate in enumerate(candidates):
         yield finished(candidate, checkpoints[place], pool, plan)
+
+
+def better_half(candidates: int) -> int:
+    """Return how many of so many candidates go on after a validation."""
+    return math.ceil(candidates / 2)
 
 
 def make_room(sharing: Sharing, pool: WeightPool, plan: TrainPlan) -> None:

@@ -1,6 +1,5 @@
 """The stream of tasks and what each may cost."""
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,16 +8,17 @@ import numpy as np
 from evolve.config import EvolveConfig
 from evolve.demo_data import write_digits, write_shapes
 from evolve.hparams import DataHParams
-from evolve.probe import FIT_IMAGES
+from evolve.local_executor import better_half
+from evolve.probe import FIT_IMAGES, SCORE_IMAGES
 from evolve.run import RANKED_SEEDS
 from tests.shared_data import shared_folder
 
 FAMILIES = ("finetune", "freeze:6", "adapters:32", "probe")
 ROOT = "weights/vit_tiny_patch16_224.safetensors"
 ROOT_SCALE = (0.5, 0.5, 0.5)  # mean, and standard deviation too, of the pixels that these weights were trained with
-# Times a probe's images: what a task may see beside its training and a look at each parent that there could be, and
-# how much of that is left unused, for lengths rounded up to whole batches and a child's probe of its own.
-SPARE_PROBES, UNUSED_PROBES = 5, 2
+# Times a probe's images: what a task may see beside its training and a probe of each parent that there could be, and
+# how much of all is left unused, for lengths rounded up to whole batches and the probes of both first children.
+SPARE_PROBES, UNUSED_PROBES = 5, 3
 SMOKE_ROOT = "random:embed_dim=32,depth=3,num_heads=2,patch_size=8,image_size=32"
 # Two short trainings say which parent to start from, then the better one's child trains sixteen times as long; of each
 # two the worse stops at the first of eight validations. So the last training has 84 of 100 images. With 64 of 100 (four
@@ -80,7 +80,7 @@ def runs_of_a_generation(config: EvolveConfig) -> float:
     going_on, runs = config.children_per_generation, 0.0
     for _ in range(config.validations):
         runs += going_on / config.validations
-        going_on = math.ceil(going_on / 2) if config.halving else going_on
+        going_on = better_half(going_on) if config.halving else going_on
     return runs
 
 
@@ -104,8 +104,8 @@ class StreamPlan:
         lowest, highest = task.search.min_depth, task.search.max_depth or 0
         earlier = [other.search for other in self.tasks[: self.tasks.index(task)]]
         fitting = [one for one in earlier if one.min_depth <= highest and (one.max_depth or 0) >= lowest]
-        probes = min(len(fitting) + 1, RANKED_SEEDS) + UNUSED_PROBES
-        return task.config(self.images(task) - FIT_IMAGES * probes, seed)
+        ranking = SCORE_IMAGES * min(len(fitting) + 1, RANKED_SEEDS)
+        return task.config(self.images(task) - ranking - FIT_IMAGES * UNUSED_PROBES, seed)
 
 
 STREAM = (
