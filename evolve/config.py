@@ -1,5 +1,6 @@
 """How much an evolution may spend and how it judges: one frozen configuration, read from one TOML file."""
 
+import json
 import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -28,9 +29,9 @@ class EvolveConfig:
     batch_size: int = 64
     validations: int = 4  # times a candidate is validated within its training; its best weights are kept
     image_size: int | None = None  # pixels, where the search starts; None: the root's own
-    depth: int | None = None  # blocks, where the search starts; None: all of the root's
-    min_depth: int = 0  # blocks, how short a candidate may become
-    max_depth: int | None = None  # blocks, how long; None: all of the root's
+    depth: int | None = None  # blocks, where the search starts; None: all of the root's that max_depth allows
+    min_depth: int = 0  # blocks, how short a candidate may become, but for a parent's own that `parents` names
+    max_depth: int | None = None  # blocks, how long, with the same exception; None: all of the root's
     depth_jump: bool = False  # start also where a linear probe on the root, after each block, is good enough
     inserts_adapters: bool = True
     mutation: str = "rate"  # "rate": one probability µ for all actions; "learned": each action learns its own
@@ -50,7 +51,7 @@ class EvolveConfig:
     activation_mib: int = 4096  # of disk that activations of frozen components may take while a task evolves
     bf16_activations: bool = False  # keep them in half the bytes, rounded to bfloat16
     bf16_products: bool = False  # multiply matrices in bfloat16: fast on GPUs, and on CPUs with matrix units only
-    parents: str = ""  # tasks whose routes are tried first, separated by commas
+    parents: str = ""  # tasks whose routes are tried first, however many blocks they have, separated by commas
     anytime: bool = False  # publish each candidate that is the best so far at once, once one beats guessing
     rank_parents: bool = False  # try only the seeds whose features suit the task best, by their H-score, not all
     probe_head: bool = False  # a new head starts from a linear probe's weights instead of zeros
@@ -150,7 +151,11 @@ def _quoted(assignment: str) -> str:
     """Put quotes around the value of a text setting, which a shell has taken away."""
     name, equals, value = (part.strip() for part in assignment.partition("="))
     is_text = get_type_hints(EvolveConfig).get(name) is str
-    return f'{name} = "{value}"' if equals and is_text and value.isidentifier() else assignment
+    return (
+        f"{name} = {json.dumps(value, ensure_ascii=False)}"
+        if equals and is_text and value[:1] not in {'"', "'"}
+        else assignment
+    )
 
 
 def _parse(text: str, *, source: str) -> dict[str, object]:

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from evolve.evaluation import Evaluation
 
 TaskArgument = Annotated[str, typer.Argument(help="A task of the store.", show_default=False)]
-DataOption = Annotated[str, typer.Option(help="Labelled images, as for evolve; of a split data set the test part.")]
+DataOption = Annotated[
+    str, typer.Option(help="Labelled images, as for evolve; of a data set with a test part that, else all.")
+]
 
 
 def evaluate(
@@ -40,7 +42,7 @@ def evaluate(
     from evolve.evaluation import evaluate as judged
     from evolve.evaluation import plot_confusion
     from evolve.source import Columns, as_image_folder
-    from evolve.task import load_images
+    from evolve.task import has_test_part, load_images
 
     opened = Store.open(store)
     found = opened.release(release)
@@ -49,6 +51,7 @@ def evaluate(
     cache = opened.folder / "work"
     folder = as_image_folder(data, cache, Columns(image_column, label_column))
     images = load_images(folder, route.labels, cache_folder=cache / "pixels")
+    part = "test" if has_test_part(folder) else "all"
     evaluation = judged(opened, route, images, None if precision == "float32" else precision)
     if plot is not None:
         plot_confusion(evaluation, route.labels, plot)
@@ -59,10 +62,18 @@ def evaluate(
             "route": found.route_id(name),
             "precision": precision,
             "labels": route.labels,
+            "part": part,
         }
         typer.echo(json.dumps(facts | asdict(evaluation)))
         return
     _print_evaluation(f"{name} of release {found.number}", evaluation)
+    if part == "all":
+        plain_console().print(
+            "The data has no test part, so all of it was judged: with what the task was trained on, if these are the "
+            "images it was evolved from. What it got on those held out is in `mu2net tasks`.",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _print_evaluation(title: str, evaluation: "Evaluation") -> None:

@@ -303,6 +303,12 @@ def _contradictory(digests: Mapping[ImageEntry, str]) -> tuple[str, ...]:
     return tuple(entry.name for entry, digest in digests.items() if len(labels[digest]) > 1)
 
 
+def has_test_part(path: Path, *, limits: DataLimits = DataLimits()) -> bool:
+    """Whether the layout of labelled images sets some of them apart to be judged on."""
+    with open_image_folder(path, limits) as folder:
+        return any(entry.split == "test" for entry in folder.entries)
+
+
 def load_images(
     path: Path, labels: Sequence[str], *, cache_folder: Path, limits: DataLimits = DataLimits()
 ) -> LabelledImages:

@@ -58,7 +58,19 @@ def test_evaluate_says_what_the_route_answers(tiny_store: Path, tmp_path: Path) 
     assert facts["images"] == 30
     assert facts["route"] == store.release().tasks[TaskName("shapes_a")]
     assert (tmp_path / "c.svg").read_text().startswith("<?xml")
-    assert "calibration error" in CliRunner().invoke(build_app(), command).stdout
+    assert facts["part"] == "all"
+    said = CliRunner().invoke(build_app(), command).stdout
+    assert "calibration error" in said
+    assert "no test part, so all of it was judged" in said
+
+
+def test_evaluate_judges_the_test_part_where_there_is_one(tiny_store: Path, tmp_path: Path) -> None:
+    draw_image_folder(tmp_path / "new" / "train", seed=9)
+    draw_image_folder(tmp_path / "new" / "test", images_per_class=2, seed=10)
+    command = ["evaluate", str(tiny_store), "shapes_a", "--data", str(tmp_path / "new")]
+    facts = json.loads(CliRunner().invoke(build_app(), [*command, "--json"]).stdout)
+    assert (facts["part"], facts["images"]) == ("test", 6)
+    assert "no test part" not in CliRunner().invoke(build_app(), command).stdout
 
 
 def test_a_class_that_the_route_does_not_know_is_refused(tmp_path: Path) -> None:

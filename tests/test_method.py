@@ -229,13 +229,18 @@ def test_a_file_stands_above_a_preset_and_a_setting_above_both(tmp_path: Path) -
     assert (config.depth, config.batch_size, config.seed, config.mutation) == (0, 32, 2, "learned")
 
 
+@pytest.mark.parametrize("assignment", ["parents=flowers,dry-birds", 'parents="flowers,dry-birds"'])
+def test_a_text_may_go_without_quotes(assignment: str) -> None:
+    assert load_config(None, [assignment]).parents == "flowers,dry-birds"
+
+
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
         ("generation=1", "--set generation=1: unknown key generation; known keys: generations, "),
         ("depth=1.5", "--set depth=1.5: depth = 1.5: a whole number is needed"),
         ("flip=1", "--set flip=1: flip = 1: true or false is needed"),
-        ("mutation=2", "--set mutation=2: mutation = 2: a text is needed"),
+        ("mutation=2", "mutation = 2: use rate or learned"),
         ("mutation=wild", "mutation = wild: use rate or learned"),
         ("depth=-1", "depth = -1: use a whole number between min_depth and max_depth"),
         ("crop_area_min=0.3", "crop_area_min = 0.3: use one of 0.05, 0.2"),

@@ -1,4 +1,6 @@
-"""Run the stream of tasks and its baselines, and judge the bars.
+"""Run the stream of tasks and its baselines, and judge the bars (of a smoke run they mean nothing).
+
+Needs the data folder that TEST_SHARED_DATA names, or ../shared, but for a smoke run.
 
 uv run python -m benchmarks.quality                      about 45 minutes on 2 cores; stopped, it goes on
 uv run python -m benchmarks.quality --budget 2 --seeds 0 1
@@ -21,9 +23,13 @@ CACHE = Path(__file__).parents[2] / ".cache" / "quality"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--budget", type=float, default=1.0, help="times the training images of each task")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="each a stream of its own")
     parser.add_argument("--smoke", action="store_true", help="two tiny tasks; nothing is written to results/")
     parser.add_argument("--folder", type=Path, default=CACHE, help="for stores, and a smoke run's parts")
     arguments = parser.parse_args()
