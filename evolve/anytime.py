@@ -28,7 +28,7 @@ def anytime_config(config: EvolveConfig, budget: str, root: Route, images: Label
         InvalidConfig: the budget is no time.
     """
     network = root.network
-    sizes = image_sizes(patch_size=network.patch_size, largest=network.image_size)
+    sizes = config.allowed(image_sizes(patch_size=network.patch_size, largest=network.image_size))
     start = first_size(sizes, native_size(images))
     return replace(
         config,

@@ -29,6 +29,8 @@ class EvolveConfig:
     batch_size: int = 64
     validations: int = 4  # times a candidate is validated within its training; its best weights are kept
     image_size: int | None = None  # pixels, where the search starts; None: the root's own
+    min_image_size: int = 0  # pixels, how small a candidate's images may become
+    max_image_size: int | None = None  # pixels, how large: this and max_depth bound what a request costs
     depth: int | None = None  # blocks, where the search starts; None: all of the root's that max_depth allows
     min_depth: int = 0  # blocks, how short a candidate may become, but for a parent's own that `parents` names
     max_depth: int | None = None  # blocks, how long, with the same exception; None: all of the root's
@@ -73,12 +75,31 @@ class EvolveConfig:
         is_rate = self.clone_rate is None or (0 <= self.clone_rate <= 1 and self.mutation == "rate")
         self._require("clone_rate", is_rate, 'a number from 0 to 1, with mutation = "rate"')
         self._require("min_depth", self.min_depth >= 0, "a whole number from 0")
+        largest = float("inf") if self.max_image_size is None else self.max_image_size
+        self._require("min_image_size", self.min_image_size >= 0, "a whole number from 0")
+        least = f"a whole number from min_image_size = {self.min_image_size}"
+        self._require("max_image_size", largest >= self.min_image_size, least)
         longest = float("inf") if self.max_depth is None else self.max_depth
         self._require("max_depth", longest >= self.min_depth, f"a whole number from min_depth = {self.min_depth}")
         is_between = self.depth is None or self.min_depth <= self.depth <= longest
         self._require("depth", is_between, "a whole number between min_depth and max_depth")
         self.first_hparams()  # these check the values that are in ordered lists
         self.first_data(0 if self.image_size is None else self.image_size)
+
+    def allowed(self, sizes: Sequence[int]) -> tuple[int, ...]:
+        """Return those of a root's image sizes that are within the bounds.
+
+        Raises:
+            InvalidConfig: none is.
+        """
+        largest = max(sizes) if self.max_image_size is None else self.max_image_size
+        found = tuple(size for size in sizes if self.min_image_size <= size <= largest)
+        if not found:
+            raise InvalidConfig(
+                f"min_image_size = {self.min_image_size}, max_image_size = {self.max_image_size}: this root takes "
+                f"{', '.join(map(str, sizes))}, and none of these lies between"
+            )
+        return found
 
     def first_hparams(self) -> OptimiserHParams:
         """Return the hyperparameters that a search starts from."""

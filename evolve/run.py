@@ -209,8 +209,11 @@ class TaskRun:
         if best is None:
             return self.config.first_data(first_size)
         rng = self._rng("data", generation)
-        data, _ = mutated(best.candidate.data, self.nursery.draws(best.candidate, rng).happens, rng, sizes=sizes)
-        return data
+        data = best.candidate.data
+        if data.image_size not in sizes:  # the task's present route is from before the bounds
+            data = replace(data, image_size=first_size)
+        moved, _ = mutated(data, self.nursery.draws(best.candidate, rng).happens, rng, sizes=sizes)
+        return moved
 
     def sample_children(self, population: Population, data: DataHParams, generation: int) -> list[Candidate]:
         """Return the generation's candidates, untrained."""
@@ -443,12 +446,15 @@ class TaskRun:
 
     def _image_sizes(self) -> tuple[int, ...]:
         network = self._root_route.network
-        return image_sizes(patch_size=network.patch_size, largest=network.image_size)
+        return self.config.allowed(image_sizes(patch_size=network.patch_size, largest=network.image_size))
 
     def _first_image_size(self, sizes: tuple[int, ...]) -> int:
         size = sizes[-1] if self.config.image_size is None else self.config.image_size
         if size not in sizes:
-            raise InvalidConfig(f"image_size = {size}: this root takes one of {', '.join(map(str, sizes))}")
+            raise InvalidConfig(
+                f"image_size = {size}: this root takes one of {', '.join(map(str, sizes))}, within min_image_size and "
+                "max_image_size"
+            )
         return size
 
     def plan(self, generation: int) -> TrainPlan:

@@ -140,6 +140,19 @@ def test_an_image_size_that_the_root_does_not_take_is_refused(opened_store: Stor
         evolve_task(toy_task, opened_store, replace(TINY_CONFIG, image_size=20))
 
 
+def test_pixels_stay_within_their_bounds(opened_store: Store, toy_folder: Path, tmp_path: Path) -> None:
+    """Also where the task's present route is from before them: shapes_a takes 16 pixels."""
+    task = load_toy_task("shapes_a", toy_folder, tmp_path)
+    assert opened_store.routes(opened_store.release())[task.name].image_size == 16
+    bounded = replace(TINY_CONFIG, max_image_size=8, image_size=None, mutation_rate=0.3, generations=3, seed=3)
+    evolve_task(task, opened_store, bounded)
+    journal = Journal(opened_store, task.name, 2)
+    records = [record for number in range(3) for record in journal.generation(number) or []]
+    assert {record.candidate.data.image_size for record in records} == {8}
+    with pytest.raises(InvalidConfig, match="this root takes 8, 16, and none of these lies between"):
+        evolve_task(task, opened_store, replace(TINY_CONFIG, min_image_size=9, max_image_size=15))
+
+
 def test_one_task_is_not_evolved_twice_at_once(opened_store: Store, toy_task: Task) -> None:
     with alone(opened_store, toy_task.name), pytest.raises(TaskBusy, match="by another process: wait for it"):
         evolve_task(toy_task, opened_store, TINY_CONFIG)

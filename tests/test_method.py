@@ -243,6 +243,7 @@ def test_a_text_may_go_without_quotes(assignment: str) -> None:
         ("mutation=2", "mutation = 2: use rate or learned"),
         ("mutation=wild", "mutation = wild: use rate or learned"),
         ("depth=-1", "depth = -1: use a whole number between min_depth and max_depth"),
+        ("max_image_size=-1", "max_image_size = -1: use a whole number from min_image_size = 0"),
         ("crop_area_min=0.3", "crop_area_min = 0.3: use one of 0.05, 0.2"),
     ],
 )
