@@ -138,9 +138,9 @@ def evolve(
         if profile:
             _print_profile(outcome)
         if as_json:
-            typer.echo(json.dumps(_summary(name, outcome)))
+            typer.echo(json.dumps(_summary(name, outcome, opened)))
         else:
-            _print_outcome(name, outcome)
+            _print_outcome(name, outcome, opened)
 
 
 def _sources(
@@ -241,7 +241,15 @@ def _print_profile(outcome: "Outcome") -> None:
     Console(stderr=True).print(profile_table(outcome.throughput))
 
 
-def _summary(name: TaskName, outcome: "Outcome") -> dict[str, object]:
+def _parent(outcome: "Outcome", store: Store) -> str | None:
+    """Return the task that the route grew from, "root", or None for a route that no release has any more."""
+    parent = outcome.route.lineage.parent
+    if parent is None or not store.has_object(parent, "json"):
+        return None
+    return store.route(parent, needed_by="its child").task or "root"
+
+
+def _summary(name: TaskName, outcome: "Outcome", store: Store) -> dict[str, object]:
     quality = outcome.route.quality
     return {
         "task": name,
@@ -249,18 +257,22 @@ def _summary(name: TaskName, outcome: "Outcome") -> dict[str, object]:
         "route": outcome.route_id,
         "is_new": outcome.is_new,
         "trained_images": outcome.trained_images,
+        "parent": _parent(outcome, store),
+        "depth": outcome.route.depth,
+        "image_size": outcome.route.image_size,
         "quality": asdict(quality) if quality else None,
     }
 
 
-def _print_outcome(name: TaskName, outcome: "Outcome") -> None:
-    quality = outcome.route.quality
+def _print_outcome(name: TaskName, outcome: "Outcome", store: Store) -> None:
+    route, quality = outcome.route, outcome.route.quality
     assert quality is not None, "a task's route has a quality"
     news = f"published in release {outcome.release.number}" if outcome.is_new else "kept: nothing better was found"
     Console().print(
         f"{name}: {news}; validation accuracy {accuracy_text(quality.validation_accuracy)}, "
         f"to be expected {accuracy_text(quality.expected_accuracy)}, "
-        f"test accuracy {accuracy_text(quality.test_accuracy)}",
+        f"test accuracy {accuracy_text(quality.test_accuracy)}; "
+        f"grown from {_parent(outcome, store) or 'a route that is gone'}, depth {route.depth}, {route.image_size} px",
         highlight=False,
         soft_wrap=True,
     )

@@ -63,8 +63,11 @@ def test_init_evolve_and_tasks(cli: Cli, tmp_path: Path, toy_folder: Path) -> No
     assert "2 blocks of width 16, 16 px" in cli.succeed("init", store, "--root", TINY_ROOT)
     summary = json.loads(cli.succeed(*evolve_words(store, "toys", toy_folder), "--json"))
     assert (summary["task"], summary["release"], summary["is_new"]) == ("toys", 1, True)
+    assert (summary["parent"], summary["depth"], summary["image_size"]) == ("root", 2, 16)
+    again = cli.succeed(*evolve_words(store, "more", toy_folder), "--set", "parents=toys", "--set", "seed=1")
+    assert re.search(r"; grown from toys, depth [12], 16 px$", again.strip())
     listed = json.loads(cli.succeed("tasks", store, "--json"))
-    (task,) = listed["tasks"]
+    task = next(task for task in listed["tasks"] if task["task"] == "toys")
     assert (task["task"], task["route"], task["labels"]) == ("toys", summary["route"], ["blue", "green", "red"])
     assert "toys" in cli.succeed("tasks", store)
 
