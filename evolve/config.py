@@ -138,7 +138,7 @@ def load_config(path: Path | None, assignments: Sequence[str] = (), *, preset: s
 
     Args:
         path: a file whose keys are fields of `EvolveConfig`; None for none.
-        assignments: `key=value`, the value in TOML's notation; a word may go without quotes.
+        assignments: `key=value`, the value in TOML's notation; a text may go without quotes.
         preset: the name of a file in `evolve/presets`; None for the defaults.
 
     Raises:
@@ -172,11 +172,9 @@ def _quoted(assignment: str) -> str:
     """Put quotes around the value of a text setting, which a shell has taken away."""
     name, equals, value = (part.strip() for part in assignment.partition("="))
     is_text = get_type_hints(EvolveConfig).get(name) is str
-    return (
-        f"{name} = {json.dumps(value, ensure_ascii=False)}"
-        if equals and is_text and value[:1] not in {'"', "'"}
-        else assignment
-    )
+    if not (equals and is_text) or value.startswith(('"', "'")):
+        return assignment
+    return f"{name} = {json.dumps(value, ensure_ascii=False)}"
 
 
 def _parse(text: str, *, source: str) -> dict[str, object]:

@@ -139,7 +139,7 @@ class LocalExecutor:
             started = time.perf_counter()
             try:
                 chosen = itertools.islice(itertools.cycle(candidates), count)
-                futures = [self._submit(train_part, one, nothing, task, pool, few, None, 1) for one in chosen]
+                futures = [self._submit(train, one, nothing, task, pool, few, validations=1) for one in chosen]
                 for future in futures:
                     future.result()
             except torch.OutOfMemoryError:
@@ -157,7 +157,7 @@ class LocalExecutor:
         costs = [_cost(candidate) for candidate in candidates]
         pause = best_pause(costs, plan.validations, self._workers)
         begun = pause and self._submit(
-            train_part, candidates[pause.place], sharing, task, pool, plan, None, pause.validations
+            train, candidates[pause.place], sharing, task, pool, plan, validations=pause.validations
         )
         futures = {
             place: self._submit(train_whole, candidates[place], sharing, task, pool, plan)
@@ -176,7 +176,9 @@ class LocalExecutor:
         self, candidates: Sequence[Candidate], sharing: Sharing, task: Task, pool: WeightPool, plan: TrainPlan
     ) -> Iterator[Trained]:
         def start(place: int, checkpoint: Checkpoint | None, validations: int) -> "Future[Checkpoint]":
-            return self._submit(train_part, candidates[place], sharing, task, pool, plan, checkpoint, validations)
+            return self._submit(
+                train, candidates[place], sharing, task, pool, plan, checkpoint=checkpoint, validations=validations
+            )
 
         return halved(candidates, start, pool, plan)
 
@@ -233,21 +235,8 @@ def train_whole(
     checkpoint: Checkpoint | None = None,
 ) -> Trained:
     """Train a candidate to the end, from the start or from a checkpoint."""
-    checkpoint = train_part(candidate, sharing, task, pool, plan, checkpoint, plan.validations)
-    return finished(candidate, checkpoint, pool, plan)
-
-
-def train_part(
-    candidate: Candidate,
-    sharing: Sharing,
-    task: Task,
-    pool: WeightPool,
-    plan: TrainPlan,
-    checkpoint: Checkpoint | None,
-    validations: int,
-) -> Checkpoint:
-    """Train a candidate up to a validation."""
-    return train(candidate, sharing, task, pool, plan, checkpoint=checkpoint, validations=validations)
+    ended = train(candidate, sharing, task, pool, plan, checkpoint=checkpoint, validations=plan.validations)
+    return finished(candidate, ended, pool, plan)
 
 
 def halved(

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 from benchmarks.evolve.data import real_store, real_task
 from evolve.config import EvolveConfig
 from evolve.journal import CandidateRecord, Journal
-from evolve.local_executor import LocalExecutor
 from evolve.loop import evolve_task
 from evolve.run import Outcome
 from models.cores import usable_cores
@@ -150,7 +149,7 @@ def _searched(stream: Path, copy: Path, search: Search) -> dict[str, Any]:
     task = real_task(search.task, train=IMAGES, val=VAL_IMAGES)
     config = replace(WAYS[search.way], seed=search.seed)
     before = _kept_bytes(store)
-    outcome = evolve_task(task, store, config, execute=LocalExecutor())
+    outcome = evolve_task(task, store, config)
     journal = Journal(store, TaskName(search.task), 1)
     generations = [journal.generation(number) or [] for number in range(config.generations)]
     found = {
