@@ -22,6 +22,7 @@ class EvolveConfig:
 
     generations: int = 4
     children_per_generation: int = 4
+    first_children: int | None = None  # of the first generation, where that is not to be as many: it tries the seeds
     minutes: float | None = None  # instead of a number of generations: go on while one more seems to fit
     epochs: float = 4.0  # training of one candidate, in passes over the training images
     max_images: int = 20_000  # training of one candidate, in images, however long an epoch is
@@ -56,12 +57,23 @@ class EvolveConfig:
     parents: str = ""  # tasks whose routes are tried first, however many blocks they have, separated by commas
     anytime: bool = False  # publish each candidate that is the best so far at once, once one beats guessing
     rank_parents: bool = False  # try only the seeds whose features suit the task best, by their H-score, not all
+    rank_images: int = 128  # that each seed's features are computed for, to rank it
     probe_head: bool = False  # a new head starts from a linear probe's weights instead of zeros
     halving: bool = False  # successive halving: at each validation the worse half of a generation is stopped for good
+    halving_from: int = 1  # the first validation at which it is
+    give_up: float | None = None  # standard errors of the best's quality by which a candidate may lie behind it at
+    # the start of its training, falling evenly to none at the end, before it is stopped; None: none is
 
     def __post_init__(self) -> None:
         for name in ("generations", "children_per_generation", "batch_size", "validations", "max_images"):
             self._require(name, getattr(self, name) >= 1, "a whole number from 1")
+        self._require(
+            "first_children", self.first_children is None or self.first_children >= 1, "a whole number from 1"
+        )
+        self._require("rank_images", self.rank_images >= 2, "a whole number from 2")
+        is_a_validation = 1 <= self.halving_from <= self.validations
+        self._require("halving_from", is_a_validation, f"a whole number from 1 to validations = {self.validations}")
+        self._require("give_up", self.give_up is None or self.give_up >= 0, "a number from 0")
         self._require("threads", 1 <= self.threads <= MAX_THREADS, f"a whole number from 1 to {MAX_THREADS}")
         self._require("seed", self.seed >= 0, "a whole number from 0")
         self._require("activation_mib", self.activation_mib >= 0, "a whole number from 0 (0 = keep none)")
@@ -100,6 +112,14 @@ class EvolveConfig:
                 f"{', '.join(map(str, sizes))}, and none of these lies between"
             )
         return found
+
+    def children(self, generation: int) -> int:
+        """Return how many candidates a generation has."""
+        return self.first_children or self.children_per_generation if generation == 0 else self.children_per_generation
+
+    def candidates(self, generations: int) -> int:
+        """Return how many candidates the first so many generations have together."""
+        return sum(map(self.children, range(generations)))
 
     def first_hparams(self) -> OptimiserHParams:
         """Return the hyperparameters that a search starts from."""

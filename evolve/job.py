@@ -34,7 +34,7 @@ class JobTeller:
     def candidate(self, progress: Progress, config: EvolveConfig) -> None:
         """Tell of a candidate, trained now or found in the journal."""
         before = self._progress
-        is_last = progress.place + 1 == config.children_per_generation
+        is_last = progress.place + 1 == config.children(progress.generation)
         left = None if config.minutes is None else max(0.0, 60 * config.minutes - progress.seconds)
         self._progress = JobProgress(
             phase=TRAINING,

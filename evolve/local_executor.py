@@ -27,6 +27,7 @@ from typing import ParamSpec, TypeVar
 import torch
 
 from evolve.candidate import Candidate
+from evolve.early_stopping import train_promising
 from evolve.fast_train import Checkpoint, fill, finished, pieces, train
 from evolve.pool import WeightPool
 from evolve.prefix import Shared, Sharing, plan_sharing
@@ -37,7 +38,6 @@ from models.cores import usable_cores
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
-StartTraining = Callable[[int, Checkpoint | None, int], "Future[Checkpoint]"]
 
 # A generation below this trains in this process: some ten seconds of a core, as long as processes take to start.
 PROCESS_FLOPS = 5e11
@@ -123,7 +123,7 @@ class LocalExecutor:
         make_room(sharing, pool, plan)
         seconds = sum(self._fill(shared, sharing, task, pool, plan) for shared in sharing.shared)
         frozen = Phases(frozen=seconds / len(candidates))
-        train_all = self._halved if plan.halving else self._trained
+        train_all = self._promising if plan.stops_early else self._trained
         for trained in train_all(candidates, sharing, task, pool, plan):
             yield replace(trained, phases=trained.phases + frozen)
 
@@ -172,7 +172,7 @@ class LocalExecutor:
         for place in range(len(candidates)):
             yield futures[place].result()
 
-    def _halved(
+    def _promising(
         self, candidates: Sequence[Candidate], sharing: Sharing, task: Task, pool: WeightPool, plan: TrainPlan
     ) -> Iterator[Trained]:
         def start(place: int, checkpoint: Checkpoint | None, validations: int) -> "Future[Checkpoint]":
@@ -180,7 +180,7 @@ class LocalExecutor:
                 train, candidates[place], sharing, task, pool, plan, checkpoint=checkpoint, validations=validations
             )
 
-        return halved(candidates, start, pool, plan)
+        return train_promising(candidates, start, pool, plan)
 
     def _fill(self, shared: Shared, sharing: Sharing, task: Task, pool: WeightPool, plan: TrainPlan) -> float:
         """Compute shared activations unless an earlier generation did; return the workers' seconds."""
@@ -237,33 +237,6 @@ def train_whole(
     """Train a candidate to the end, from the start or from a checkpoint."""
     ended = train(candidate, sharing, task, pool, plan, checkpoint=checkpoint, validations=plan.validations)
     return finished(candidate, ended, pool, plan)
-
-
-def halved(
-    candidates: Sequence[Candidate], start: StartTraining, pool: WeightPool, plan: TrainPlan
-) -> Iterator[Trained]:
-    """Successive halving (Jamieson & Talwalkar 2016): after each validation the better half goes on.
-
-    Args:
-        candidates: of one generation.
-        start: begins to train the candidate at a place, from a checkpoint of it, up to so many validations.
-        pool: takes the trained weights in.
-        plan: the generation's.
-    """
-    checkpoints: dict[int, Checkpoint] = {}
-    going_on = list(range(len(candidates)))
-    for validations in range(1, plan.validations + 1):
-        futures = {place: start(place, checkpoints.get(place), validations) for place in going_on}
-        checkpoints |= {place: future.result() for place, future in futures.items()}
-        ranked = sorted(going_on, key=lambda place: (-checkpoints[place].quality, place))
-        going_on = sorted(ranked[: better_half(len(ranked))])
-    for place, candidate in enumerate(candidates):
-        yield finished(candidate, checkpoints[place], pool, plan)
-
-
-def better_half(candidates: int) -> int:
-    """Return how many of so many candidates go on after a validation."""
-    return math.ceil(candidates / 2)
 
 
 def make_room(sharing: Sharing, pool: WeightPool, plan: TrainPlan) -> None:

@@ -13,11 +13,12 @@ OFFSPRING_DECAY = 0.5  # reference notebook: a parent is taken with probability 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A kept candidate, trained, with its measured quality (validation accuracy) and score."""
+    """A trained candidate with its measured quality (validation accuracy) and score."""
 
     candidate: Candidate
     quality: float
     score: float
+    is_given_up: bool = False  # its training was stopped, since it lay too far behind the best
 
 
 class Population:
@@ -54,7 +55,13 @@ class Population:
         return parent
 
     def consider(self, member: Member) -> bool:
-        """Keep a trained child if it scores at least what its parent did on this task; say whether it stays."""
+        """Keep a trained child if it scores at least what its parent did on this task; say whether it stays.
+
+        One that was given up never does, and counts as no child of its parent, which may have better ones.
+        """
+        if member.is_given_up:
+            self._children[member.candidate.parent] -= 1
+            return False
         parents = [kept.score for kept in self._members if kept.candidate.name == member.candidate.parent]
         is_kept = not parents or member.score >= parents[0]
         if is_kept:

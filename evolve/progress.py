@@ -32,10 +32,10 @@ class ProgressDisplay:
 
     def candidate(self, config: EvolveConfig) -> Callable[[run.Progress], None]:
         """Return what shows an iteration's progress after each candidate."""
-        total = config.generations * config.children_per_generation if config.minutes is None else None
+        total = config.candidates(config.generations) if config.minutes is None else None
 
         def show(progress: run.Progress) -> None:
-            done = progress.generation * config.children_per_generation + progress.place + 1
+            done = config.candidates(progress.generation) + progress.place + 1
             generation = f"generation {progress.generation + 1}"
             if total is not None:
                 generation += f"/{config.generations}"
@@ -43,7 +43,7 @@ class ProgressDisplay:
             best = f"best accuracy {progress.best_quality:.3f}, score {progress.best_score:.3f}"
             text = f"{progress.task}: {generation}, {best}, {speed}"
             self._bar.update(self._line, description=text, completed=done, total=total, visible=True)
-            if not self._console.is_terminal and progress.place + 1 == config.children_per_generation:
+            if not self._console.is_terminal and progress.place + 1 == config.children(progress.generation):
                 self._console.print(text, highlight=False)  # a log file gets a line instead of a bar
 
         return show

@@ -29,8 +29,9 @@ from filelock import FileLock
 from ray.exceptions import RayError, RayTaskError
 
 from evolve.candidate import Candidate
+from evolve.early_stopping import train_promising
 from evolve.fast_train import Checkpoint, fill, finished, pieces, train
-from evolve.local_executor import halved, make_room
+from evolve.local_executor import make_room
 from evolve.pool import WeightPool
 from evolve.prefix import Sharing, plan_sharing
 from evolve.task import LabelledImages, Task
@@ -100,8 +101,8 @@ class RayExecutor:
             return future
 
         try:
-            if plan.halving:
-                yield from halved(candidates, start, pool, plan)
+            if plan.stops_early:
+                yield from train_promising(candidates, start, pool, plan)
                 return
             futures = [start(place, None, plan.validations) for place in range(len(candidates))]
             for candidate, future in zip(candidates, futures, strict=True):

@@ -17,6 +17,7 @@ from evolve.ancestry import Ancestry
 from evolve.candidate import Candidate, Part, seed_candidate
 from evolve.config import EvolveConfig
 from evolve.depth_probe import PROBE_IMAGES, probe_depths, shortest_sufficient
+from evolve.early_stopping import is_given_up, needed_qualities
 from evolve.hparams import DataHParams, image_sizes, mutated
 from evolve.journal import CandidateRecord, IterationEnd, IterationStart, Journal, iterations
 from evolve.mutation import Nursery, changes_nothing, mutate, resized, shortened
@@ -29,7 +30,7 @@ from evolve.score import ScoreRule
 from evolve.selection import Finalist, choose, contenders, expected_accuracy
 from evolve.task import Task
 from evolve.throughput import Throughput
-from evolve.train import Trained, TrainPlan, accuracy, logits
+from evolve.train import Trained, TrainPlan, accuracy, logits, validation_steps
 from models.errors import InvalidConfig, TaskBusy
 from models.names import ComponentId, RouteId, TaskName
 from models.release import Release
@@ -157,7 +158,7 @@ class TaskRun:
         may have, or are wanted by name, which are tried first. Tried before the rest: the root cut
         to where a probe is good enough, if asked for, and a present route for other labels, which can be no
         rival but is the nearest relative. If the configuration says so, only those that rank best are tried, beside
-        those that are wanted: as many as a generation has children.
+        those that are wanted: as many as the first generation has children.
         """
         wanted = self._wanted()
         shortest, longest = self.nursery.min_depth, self.nursery.max_depth
@@ -218,7 +219,7 @@ class TaskRun:
     def sample_children(self, population: Population, data: DataHParams, generation: int) -> list[Candidate]:
         """Return the generation's candidates, untrained."""
         children = []
-        for place in range(self.config.children_per_generation):
+        for place in range(self.config.children(generation)):
             rng = self._rng("child", generation, place)
             parent = population.sample_parent(rng)
             name = f"{self.task.name}/{self.start.iteration}/{generation}/{place}"
@@ -227,15 +228,28 @@ class TaskRun:
         return children
 
     def train(
-        self, children: Sequence[Candidate], generation: int, execute: Executor, report: Callable[[Progress], None]
+        self,
+        children: Sequence[Candidate],
+        best: Member | None,
+        generation: int,
+        execute: Executor,
+        report: Callable[[Progress], None],
     ) -> list[Member]:
         """Train a generation and journal it; what the journal has already is not trained again.
 
+        Args:
+            children: as sampled.
+            best: the member to better, of which candidates may fall behind too far.
+            generation: its number.
+            execute: trains them.
+            report: told after each.
+
         Returns:
-            Those that were trained to the end: what halving stopped is no parent.
+            All but those that halving stopped.
         """
         found = self._journal.generation(generation)
-        trained = execute(children, self.task, self.pool, self.plan(generation))
+        plan = self.plan(generation, best)
+        trained = execute(children, self.task, self.pool, plan)
         records: list[CandidateRecord] = []
         self._last_done = time.perf_counter()
         for place, record in enumerate(found if found is not None else map(self._record, trained)):
@@ -252,10 +266,13 @@ class TaskRun:
             report(self._progress(record, generation, place, is_replayed=found is not None, release=release))
         if found is None:
             self._journal.write_generation(generation, records)
-        end = max(len(record.curve) for record in records)
-        return [
-            Member(record.candidate, record.quality, record.score) for record in records if len(record.curve) == end
-        ]
+        end = len(validation_steps(plan))
+        members = []
+        for record in records:
+            is_whole = len(record.curve) == end
+            if is_whole or is_given_up(record.quality, len(record.curve), plan):
+                members.append(Member(record.candidate, record.quality, record.score, is_given_up=not is_whole))
+        return members
 
     def _progress(
         self, record: CandidateRecord, generation: int, place: int, *, is_replayed: bool, release: int | None
@@ -412,7 +429,7 @@ class TaskRun:
         return [name_of[task] for task in wanted]
 
     def _best_ranked(self, seeds: Sequence[Candidate]) -> list[Candidate]:
-        """Return those whose features suit the task best, best first, as many as a generation has children.
+        """Return those whose features suit the task best, best first, as many as the first generation has children.
 
         The root and the first of the others are looked at, so the cost stays the same however many tasks there are.
         """
@@ -422,10 +439,10 @@ class TaskRun:
         for seed in looked_at:
             body = [part for part in resized(seed, data, self.nursery).parts if part.component.kind != "head"]
             score[seed.name], images = transferability(
-                body, data.image_size, self.task, self.pool, self.plan(0), self._rng("probe")
+                body, data.image_size, self.task, self.pool, self.plan(0), self._rng("probe"), self.config.rank_images
             )
             self._probed_images += images
-        return sorted(looked_at, key=lambda seed: -score[seed.name])[: self.config.children_per_generation]
+        return sorted(looked_at, key=lambda seed: -score[seed.name])[: self.config.children(0)]
 
     def _with_probed_head(self, child: Candidate) -> Candidate:
         """Return the child with a linear probe's weights in place of a head of zeros."""
@@ -457,9 +474,10 @@ class TaskRun:
             )
         return size
 
-    def plan(self, generation: int) -> TrainPlan:
+    def plan(self, generation: int, best: Member | None = None) -> TrainPlan:
+        """Return how a generation trains; with `best`, what its candidates have to reach."""
         count = len(self.task.train)
-        return TrainPlan(
+        plan = TrainPlan(
             images=math.ceil(min(self.config.epochs * count, self.config.max_images) * self.config.growth**generation),
             batch_size=min(self.config.batch_size, count),
             validations=self.config.validations,
@@ -471,8 +489,13 @@ class TaskRun:
             activation_bytes=self.config.activation_mib * 2**20,
             activation_dtype="bfloat16" if self.config.bf16_activations else "float32",
             halving=self.config.halving,
+            halving_from=self.config.halving_from,
             bf16_products=self.config.bf16_products,
         )
+        if self.config.give_up is None:
+            return plan
+        to_better = best.quality if best else 0.0
+        return replace(plan, needed=needed_qualities(to_better, len(self.task.val), plan, self.config.give_up))
 
     def _judged(self, candidate: Candidate) -> Member:
         network, _ = build_network(candidate.parts, self.pool, self._root_route.network)

@@ -151,7 +151,7 @@ def test_halving_stops_the_worse_half_at_each_validation(run: TaskRun, workers: 
     assert [one.candidate for one in workers(candidates, run.task, run.pool, plan)] == [
         one.candidate for one in trained
     ]
-    members = run.train(candidates, 0, here_halved, silent)
+    members = run.train(candidates, None, 0, here_halved, silent)
     assert [member.candidate.name for member in members] == [
         one.candidate.name for one in trained if len(one.curve) == plan.validations
     ]  # what was stopped is no parent

@@ -30,7 +30,7 @@ def test_only_the_seeds_that_suit_the_task_best_are_tried(opened_store: Store, t
     def suits(seed: Candidate) -> float:
         body = [part for part in resized(seed, DataHParams(16), run.nursery).parts if part.component.kind != "head"]
         rng = np.random.default_rng(0)  # the toy task has fewer images than are looked at: all of them
-        score, images = transferability(body, 16, toy_task, run.pool, run.plan(0), rng)
+        score, images = transferability(body, 16, toy_task, run.pool, run.plan(0), rng, 128)
         assert images == len(toy_task.train)
         return score
 

@@ -7,9 +7,9 @@ import numpy as np
 
 from evolve.config import EvolveConfig
 from evolve.demo_data import write_digits, write_shapes
+from evolve.early_stopping import better_half
 from evolve.hparams import DataHParams
-from evolve.local_executor import better_half
-from evolve.probe import FIT_IMAGES, SCORE_IMAGES
+from evolve.probe import FIT_IMAGES
 from evolve.run import RANKED_SEEDS
 from tests.shared_data import shared_folder
 
@@ -106,7 +106,7 @@ class StreamPlan:
         lowest, highest = task.search.min_depth, task.search.max_depth or 0
         earlier = [other.search for other in self.tasks[: self.tasks.index(task)]]
         fitting = [one for one in earlier if one.min_depth <= highest and (one.max_depth or 0) >= lowest]
-        ranking = SCORE_IMAGES * min(len(fitting) + 1, RANKED_SEEDS)
+        ranking = task.search.rank_images * min(len(fitting) + 1, RANKED_SEEDS)
         return task.config(self.images(task) - ranking - FIT_IMAGES * UNUSED_PROBES, seed)
 
 
