@@ -13,7 +13,6 @@ from models.route import Scalar
 
 PRESETS = Path(__file__).parent / "presets"
 MUTATIONS = ("rate", "learned")
-RANKINGS = ("h_score", "scatter")  # see evolve.probe
 MAX_THREADS = 256  # of one candidate: more is a slip of the keyboard
 
 
@@ -57,8 +56,7 @@ class EvolveConfig:
     bf16_products: bool = False  # multiply matrices in bfloat16: fast on GPUs, and on CPUs with matrix units only
     parents: str = ""  # tasks whose routes are tried first, however many blocks they have, separated by commas
     anytime: bool = False  # publish each candidate that is the best so far at once, once one beats guessing
-    rank_parents: bool = False  # try only the seeds whose features suit the task best, not all
-    rank_by: str = "h_score"  # "h_score": what can be told apart; "scatter": how fast a new head learns to
+    rank_parents: bool = False  # try only the seeds whose features suit the task best, by their H-score, not all
     rank_images: int = 128  # that each seed's features are computed for, to rank it
     probe_head: bool = False  # a new head starts from a linear probe's weights instead of zeros
     halving: bool = False  # successive halving: at each validation the worse half of a generation is stopped for good
@@ -72,7 +70,6 @@ class EvolveConfig:
         self._require(
             "first_children", self.first_children is None or self.first_children >= 1, "a whole number from 1"
         )
-        self._require("rank_by", self.rank_by in RANKINGS, " or ".join(RANKINGS))
         self._require("rank_images", self.rank_images >= 2, "a whole number from 2")
         is_a_validation = 1 <= self.halving_from <= self.validations
         self._require("halving_from", is_a_validation, f"a whole number from 1 to validations = {self.validations}")

@@ -439,14 +439,7 @@ class TaskRun:
         for seed in looked_at:
             body = [part for part in resized(seed, data, self.nursery).parts if part.component.kind != "head"]
             score[seed.name], images = transferability(
-                body,
-                data.image_size,
-                self.task,
-                self.pool,
-                self.plan(0),
-                self._rng("probe"),
-                images=self.config.rank_images,
-                measure=self.config.rank_by,
+                body, data.image_size, self.task, self.pool, self.plan(0), self._rng("probe"), self.config.rank_images
             )
             self._probed_images += images
         return sorted(looked_at, key=lambda seed: -score[seed.name])[: self.config.children(0)]
