@@ -68,8 +68,9 @@ def transferability(
 ) -> tuple[float, int]:
     """Return the H-score of frozen components for a task, and how many training images it took: `images` at most.
 
-    The other arguments are those of `fit_probe`. On four tasks with eight parents each it told much better what a short
-    training would come to than the accuracy of a linear probe did, from a quarter of the images.
+    The other arguments are those of `fit_probe`. Held against what short trainings came to, on four tasks with eight
+    parents each, its rank correlation was .7 and that of a linear probe's accuracy .16; on five tasks after other
+    streams, with nine parents and from 64 images, it was .2 and the first four had the best parent nearly always.
     """
     torch.set_num_threads(plan.threads)
     rows = rng.permutation(len(task.train))[:images]

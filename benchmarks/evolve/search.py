@@ -48,7 +48,7 @@ CONFIG = EvolveConfig(
     learning_rate=0.02,
 )
 STOPPING = replace(
-    CONFIG, first_children=4, halving=True, halving_from=2, children_per_generation=1, give_up=2.0, generations=40
+    CONFIG, first_children=4, halving=True, halving_from=2, children_per_generation=1, give_up=2.0, generations=20
 )
 STREAM_CONFIG = replace(CONFIG, halving=True, children_per_generation=2, generations=5)
 IMAGES, VAL_IMAGES = 800, 400
