@@ -70,8 +70,8 @@ def transferability(
 
     The other arguments are those of `fit_probe`. Held against what short trainings came to, on four tasks with eight
     parents each, its rank correlation was .7 and that of a linear probe's accuracy .16; on five tasks after other
-    streams, with nine parents and from 64 images, it was .2, but the best of its first four was .99 of the way from the worst to
-    the best parent.
+    streams, with nine parents and from 64 images, it was .2, but the best of its first four lay at .99 of the way from
+    the worst parent to the best.
     """
     torch.set_num_threads(plan.threads)
     rows = rng.permutation(len(task.train))[:images]
