@@ -256,6 +256,8 @@ def _summary(name: TaskName, outcome: "Outcome", store: Store) -> dict[str, obje
         "release": outcome.release.number,
         "route": outcome.route_id,
         "is_new": outcome.is_new,
+        "candidates": outcome.candidates,
+        "stopped": outcome.stopped,
         "trained_images": outcome.trained_images,
         "parent": _parent(outcome, store),
         "depth": outcome.route.depth,
@@ -267,12 +269,14 @@ def _summary(name: TaskName, outcome: "Outcome", store: Store) -> dict[str, obje
 def _print_outcome(name: TaskName, outcome: "Outcome", store: Store) -> None:
     route, quality = outcome.route, outcome.route.quality
     assert quality is not None, "a task's route has a quality"
+    stopped = f", {outcome.stopped} of them stopped early" if outcome.stopped else ""
     news = f"published in release {outcome.release.number}" if outcome.is_new else "kept: nothing better was found"
     Console().print(
         f"{name}: {news}; validation accuracy {accuracy_text(quality.validation_accuracy)}, "
         f"to be expected {accuracy_text(quality.expected_accuracy)}, "
         f"test accuracy {accuracy_text(quality.test_accuracy)}; "
-        f"grown from {_parent(outcome, store) or 'a route that is gone'}, depth {route.depth}, {route.image_size} px",
+        f"grown from {_parent(outcome, store) or 'a route that is gone'}, depth {route.depth}, {route.image_size} px; "
+        f"candidates trained: {outcome.candidates}{stopped}",
         highlight=False,
         soft_wrap=True,
     )

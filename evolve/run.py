@@ -69,6 +69,8 @@ class Outcome:
     is_new: bool
     trained_images: int
     probed_images: int  # training images seen once, by linear probes and by the ranking of parents
+    candidates: int
+    stopped: int  # of the candidates, before the end of their training
     throughput: Throughput
 
 
@@ -110,6 +112,7 @@ class TaskRun:
         self._parents: dict[str, CandidateRecord] = {}
         self._probes: dict[tuple[ComponentId, ...], Probe] = {}
         self._probed_images = 0
+        self._stopped = 0
         self._throughput = Throughput()
         self._began = self._last_done = time.perf_counter()
         self._replayed_seconds = 0.0
@@ -267,6 +270,7 @@ class TaskRun:
         if found is None:
             self._journal.write_generation(generation, records)
         end = len(validation_steps(plan))
+        self._stopped += sum(len(record.curve) < end for record in records)
         members = []
         for record in records:
             is_whole = len(record.curve) == end
@@ -569,7 +573,17 @@ class TaskRun:
 
     def _outcome(self, release: Release, route_id: RouteId, *, is_new: bool, images: int) -> Outcome:
         route = self._store.route(route_id, needed_by=f"task {self.task.name!r}")
-        return Outcome(release, route_id, route, is_new, images, self._probed_images, self._throughput)
+        return Outcome(
+            release=release,
+            route_id=route_id,
+            route=route,
+            is_new=is_new,
+            trained_images=images,
+            probed_images=self._probed_images,
+            candidates=len(self._parents),
+            stopped=self._stopped,
+            throughput=self._throughput,
+        )
 
     def _seed(self, purpose: str, *numbers: int) -> tuple[int, ...]:
         """Return what every draw derives from: seed, task, iteration, purpose, and where in the iteration."""

@@ -65,7 +65,7 @@ def test_init_evolve_and_tasks(cli: Cli, tmp_path: Path, toy_folder: Path) -> No
     assert (summary["task"], summary["release"], summary["is_new"]) == ("toys", 1, True)
     assert (summary["parent"], summary["depth"], summary["image_size"]) == ("root", 2, 16)
     again = cli.succeed(*evolve_words(store, "more", toy_folder), "--set", "parents=toys", "--set", "seed=1")
-    assert re.search(r"; grown from toys, depth [12], 16 px$", again.strip())
+    assert re.search(r"; grown from toys, depth [12], 16 px; candidates trained: 1$", again.strip())
     listed = json.loads(cli.succeed("tasks", store, "--json"))
     task = next(task for task in listed["tasks"] if task["task"] == "toys")
     assert (task["task"], task["route"], task["labels"]) == ("toys", summary["route"], ["blue", "green", "red"])

@@ -95,6 +95,7 @@ def test_a_child_far_behind_the_best_is_given_up(opened_store: Store, noise: Tas
             whole.append(record)
     stopped = {record.candidate.name for (record,) in later} - {record.candidate.name for record in whole}
     assert stopped
+    assert (outcome.candidates, outcome.stopped) == (11, len(stopped))
     assert outcome.route.lineage.candidate not in stopped
     assert stopped.isdisjoint(record.candidate.parent for (record,) in later)  # what was given up is no parent
 
