@@ -1,7 +1,7 @@
 """evolve-3 and evolve-5: images seen until the plain search's final score is reached, and bytes a task adds.
 
 After a stream of eight other tasks, each of seven is evolved from the same store: as the reference does it, then with
-ranked parents and early stopping; then with heads that start from a probe as well, and with each of these alone.
+ranked parents and early stopping; then with heads that start from a probe as well, with each of these alone, and with pairs of which halving stops one.
 A generation of the plain search has eight candidates, as in the paper's runs on ViT-B. One that stops candidates early
 tries four parents, halved at the second and third of eight validations, and goes on from the best, child after child,
 forty times, so that hardly any sees fewer images than the plain search does in all.
@@ -61,6 +61,9 @@ WAYS = {
     "rank_parents": replace(CONFIG, rank_parents=True, rank_images=64),
     "probe_head": replace(CONFIG, probe_head=True),
     "early stopping": STOPPING,
+    "ranked pairs halved": replace(
+        CONFIG, rank_parents=True, rank_images=64, halving=True, children_per_generation=2, generations=13
+    ),
 }
 SEEDS = (0, 1, 2)
 ABLATION_SEEDS = SEEDS[:1]
