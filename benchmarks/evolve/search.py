@@ -1,11 +1,11 @@
 """evolve-3 and evolve-5: images seen until the plain search's final score is reached, and bytes a task adds.
 
 After a stream of eight other tasks, each of seven is evolved from the same store: as the reference does it, then with
-ranked parents and early stopping; then with heads that start from a probe as well, with each of these alone, and with pairs of which halving stops one.
-A generation of the plain search has eight candidates, as in the paper's runs on ViT-B. One that stops candidates early
-tries four parents, halved at the second and third of eight validations, and goes on from the best, child after child,
-forty times, so that hardly any sees fewer images than the plain search does in all.
-All take images of one size: what is counted is images, and one of twice the pixels costs twice as much.
+ranked parents and early stopping; then with heads that start from a probe as well, with each of these alone, and with
+pairs of which halving stops one. A generation of the plain search has eight candidates, as in the paper's runs on
+ViT-B. One that stops candidates early tries four parents, halved at the second and third of eight validations, and
+goes on from the best, child after child, forty times, so that hardly any sees fewer images than the plain search does
+in all. All take images of one size: what is counted is images, and one of twice the pixels costs twice as much.
 
 Of a ratio, both sides are summed over the seeds: when one search reaches its final score is much a matter of luck.
 
