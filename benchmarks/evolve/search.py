@@ -57,13 +57,13 @@ BAR = "ranked and stopped early"
 WAYS = {
     "plain": CONFIG,
     BAR: replace(STOPPING, rank_parents=True, rank_images=64),
-    "all": replace(STOPPING, rank_parents=True, rank_images=64, probe_head=True),
-    "rank_parents": replace(CONFIG, rank_parents=True, rank_images=64),
-    "probe_head": replace(CONFIG, probe_head=True),
     "early stopping": STOPPING,
     "ranked pairs halved": replace(
         CONFIG, rank_parents=True, rank_images=64, halving=True, children_per_generation=2, generations=13
     ),
+    "rank_parents": replace(CONFIG, rank_parents=True, rank_images=64),
+    "probe_head": replace(CONFIG, probe_head=True),
+    "all": replace(STOPPING, rank_parents=True, rank_images=64, probe_head=True),
 }
 SEEDS = (0, 1, 2)
 ABLATION_SEEDS = SEEDS[:1]
