@@ -115,7 +115,9 @@ class EvolveConfig:
 
     def children(self, generation: int) -> int:
         """Return how many candidates a generation has."""
-        return self.first_children or self.children_per_generation if generation == 0 else self.children_per_generation
+        if generation == 0 and self.first_children is not None:
+            return self.first_children
+        return self.children_per_generation
 
     def candidates(self, generations: int) -> int:
         """Return how many candidates the first so many generations have together."""

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,9 @@ TINY_CONFIG = EvolveConfig(
     validations=2,
     learning_rate=0.05,
     threads=1,
+)
+GIVING_UP = replace(
+    TINY_CONFIG, generations=6, children_per_generation=1, first_children=3, validations=4, epochs=4.0, give_up=1.0
 )
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 

@@ -1,6 +1,5 @@
 """What is stopped early: the worse half of a generation, and what lies too far behind the best so far."""
 
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,27 +7,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evolve.candidate import Candidate
 from evolve.config import EvolveConfig
 from evolve.early_stopping import needed_qualities, promising
 from evolve.journal import CandidateRecord, Journal
 from evolve.local_executor import LocalExecutor
 from evolve.loop import evolve_task, one_after_another
-from evolve.pool import WeightPool
 from evolve.population import Member, Population
 from evolve.publish import create_store
 from evolve.run import TaskRun
 from evolve.task import Task, load_task
-from evolve.train import Trained, TrainPlan
 from models.errors import InvalidConfig
 from models.names import TaskName
 from models.root import load_root
 from models.store import Store
-from tests.conftest import TINY_CONFIG, TINY_ROOT
-
-GIVING_UP = replace(
-    TINY_CONFIG, generations=6, children_per_generation=1, first_children=3, validations=4, epochs=4.0, give_up=1.0
-)
+from tests.conftest import GIVING_UP, TINY_CONFIG, TINY_ROOT
 
 
 @pytest.fixture
@@ -111,26 +103,6 @@ def test_what_was_given_up_counts_as_no_child(run: TaskRun) -> None:
         assert not population.consider(child)
     chosen = [population.sample_parent(rng).name for _ in range(20)]
     assert set(chosen) == {"best", "seed"}  # these children count
-
-
-@pytest.mark.parametrize("survived", [2, 5])
-def test_an_interrupted_run_gives_up_the_same(tmp_path: Path, toy_task: Task, survived: int) -> None:
-    class Killed(BaseException):
-        """Stands for SIGKILL."""
-
-    trained = iter(range(100))
-
-    def killed(candidates: Sequence[Candidate], task: Task, pool: WeightPool, plan: TrainPlan) -> Iterator[Trained]:
-        for candidate in LocalExecutor()(candidates, task, pool, plan):
-            if next(trained) == survived:
-                raise Killed
-            yield candidate
-
-    whole = evolve_task(toy_task, create_store(tmp_path / "whole", load_root(TINY_ROOT)), GIVING_UP)
-    store = create_store(tmp_path / "broken", load_root(TINY_ROOT))
-    with pytest.raises(Killed):
-        evolve_task(toy_task, store, GIVING_UP, execute=killed)
-    assert evolve_task(toy_task, Store.open(tmp_path / "broken"), GIVING_UP).route_id == whole.route_id
 
 
 def test_workers_give_up_the_same(tmp_path: Path, toy_task: Task) -> None:

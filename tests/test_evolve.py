@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from evolve.candidate import Candidate
+from evolve.config import EvolveConfig
 from evolve.journal import Journal, iterations
 from evolve.local_executor import LocalExecutor
 from evolve.loop import evolve_task, one_after_another
@@ -25,7 +26,7 @@ from models.proven import Proven
 from models.root import load_root
 from models.store import Store
 from models.verify import verify
-from tests.conftest import TINY_CONFIG, TINY_ROOT, load_toy_task
+from tests.conftest import GIVING_UP, TINY_CONFIG, TINY_ROOT, load_toy_task
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -50,8 +51,11 @@ def test_adding_a_task_leaves_every_byte_and_logit_of_others_unchanged(opened_st
     assert opened_store.current().release == outcome.release.number
 
 
-def evolve_in_new_store(folder: Path, task: Task) -> Outcome:
-    return evolve_task(task, create_store(folder, load_root(TINY_ROOT)), replace(TINY_CONFIG, generations=2))
+TWO_GENERATIONS = replace(TINY_CONFIG, generations=2)
+
+
+def evolve_in_new_store(folder: Path, task: Task, config: EvolveConfig = TWO_GENERATIONS) -> Outcome:
+    return evolve_task(task, create_store(folder, load_root(TINY_ROOT)), config)
 
 
 def test_same_seed_gives_the_same_winner(tmp_path: Path, toy_task: Task) -> None:
@@ -64,11 +68,16 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing in the evolution may catch it."""
 
 
-@pytest.mark.parametrize("survived", [0, 1, 2, 3], ids="after {} candidates".format)
-def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path: Path, toy_task: Task, survived: int) -> None:
-    expected = evolve_in_new_store(tmp_path / "whole", toy_task)
+@pytest.mark.parametrize(
+    ("survived", "config"),
+    [*((survived, TWO_GENERATIONS) for survived in range(4)), (2, GIVING_UP), (5, GIVING_UP)],
+    ids=[*(f"after {survived} candidates" for survived in range(4)), "in the first, giving up", "later, giving up"],
+)
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(
+    tmp_path: Path, toy_task: Task, survived: int, config: EvolveConfig
+) -> None:
+    expected = evolve_in_new_store(tmp_path / "whole", toy_task, config)
     store = create_store(tmp_path / "broken", load_root(TINY_ROOT))
-    config = replace(TINY_CONFIG, generations=2)
     trained = itertools.count()
 
     def killed_after(

@@ -47,23 +47,23 @@ CONFIG = EvolveConfig(
     max_image_size=32,
     depth=6,
     learning_rate=0.02,
+    rank_images=64,  # where parents are ranked
 )
 STOPPING = replace(
     CONFIG, first_children=4, halving=True, halving_from=2, children_per_generation=1, give_up=2.0, generations=40
 )
-STREAM_CONFIG = replace(CONFIG, halving=True, children_per_generation=2, generations=5)
+PAIRS = replace(CONFIG, halving=True, children_per_generation=2, generations=13)
+STREAM_CONFIG = replace(PAIRS, generations=5)
 IMAGES, VAL_IMAGES = 800, 400
 BAR = "ranked and stopped early"
 WAYS = {
     "plain": CONFIG,
-    BAR: replace(STOPPING, rank_parents=True, rank_images=64),
+    BAR: replace(STOPPING, rank_parents=True),
     "early stopping": STOPPING,
-    "ranked pairs halved": replace(
-        CONFIG, rank_parents=True, rank_images=64, halving=True, children_per_generation=2, generations=13
-    ),
-    "rank_parents": replace(CONFIG, rank_parents=True, rank_images=64),
+    "ranked pairs halved": replace(PAIRS, rank_parents=True),
+    "rank_parents": replace(CONFIG, rank_parents=True),
     "probe_head": replace(CONFIG, probe_head=True),
-    "all": replace(STOPPING, rank_parents=True, rank_images=64, probe_head=True),
+    "all": replace(STOPPING, rank_parents=True, probe_head=True),
 }
 SEEDS = (0, 1, 2)
 ABLATION_SEEDS = SEEDS[:1]
@@ -118,8 +118,7 @@ def images_ratio(raw: dict[str, Any]) -> float | None:
 def task_ratios(raw: dict[str, Any], way: str, seeds: Sequence[int]) -> dict[str, float]:
     """Return the ratio for each task that was measured with all of `seeds`.
 
-    A search is followed for as many images as the plain one saw in all. One that did not reach the score by then counts
-    with as many, which is too few.
+    A search that never reached the score counts with all its images, or with all of the plain one if these are more.
     """
     ratios = {}
     for task in TASKS:
@@ -130,7 +129,7 @@ def task_ratios(raw: dict[str, Any], way: str, seeds: Sequence[int]) -> dict[str
         for plain, other in ((raw[one], raw[two]) for one, two in keys):
             most, target = plain["best_score_after"][-1]
             needed += _images_until(target, plain) or most
-            seen += min(_images_until(target, other) or most, most)
+            seen += _images_until(target, other) or max(most, other["best_score_after"][-1][0])
         ratios[task] = seen / needed
     return ratios
 
