@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks.evolve import search
 from benchmarks.quality import bars as quality
 from benchmarks.results import FOLDER
 
@@ -26,6 +27,8 @@ def _marked(name: str) -> str:
             quality.table(results["raw"]["streams"]),
             "![Test accuracy and cost by task](benchmarks/results/quality.svg)",
         ]
+    if results and name == "evolve":
+        parts.append(search.table(results["raw"]))
     return "\n".join([f"<!-- results:{name} -->", "\n\n".join(parts), "<!-- /results -->"])
 
 

@@ -55,6 +55,8 @@ class EvolveConfig:
     bf16_activations: bool = False  # keep them in half the bytes, rounded to bfloat16
     bf16_products: bool = False  # multiply matrices in bfloat16: fast on GPUs, and on CPUs with matrix units only
     parents: str = ""  # tasks whose routes are tried first, however many blocks they have, separated by commas
+    inherit_hparams: bool = True  # children of other tasks' routes start from the hyperparameters that these came to;
+    # else from those that are set here
     anytime: bool = False  # publish each candidate that is the best so far at once, once one beats guessing
     rank_parents: bool = False  # try only the seeds whose features suit the task best, by their H-score, not all
     rank_images: int = 128  # that each seed's features are computed for, to rank it
@@ -62,7 +64,8 @@ class EvolveConfig:
     halving: bool = False  # successive halving: at each validation the worse half of a generation is stopped for good
     halving_from: int = 1  # the first validation at which it is
     give_up: float | None = None  # standard errors of the best's quality by which a candidate may lie behind it at
-    # the start of its training, falling evenly to none at the end, before it is stopped; None: none is
+    # the start of its training, falling evenly to none at the end, before it is stopped; twice as many after each that
+    # was; None: none is
 
     def __post_init__(self) -> None:
         for name in ("generations", "children_per_generation", "batch_size", "validations", "max_images"):

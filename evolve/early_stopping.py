@@ -78,6 +78,14 @@ def needed_qualities(best: float, images: int, plan: TrainPlan, margin: float) -
     return tuple(best - margin * error * (1 - share) for share in shares)
 
 
+def margin_after(given_up_in_a_row: int, margin: float) -> float:
+    """Return the standard errors to be used after so many candidates that were given up one after another.
+
+    Twice as many after each: where training itself first costs accuracy, a fixed margin would stop everything.
+    """
+    return float(margin * 2**given_up_in_a_row)
+
+
 def better_half(candidates: int) -> int:
     """Return how many of so many candidates go on after a validation."""
     return math.ceil(candidates / 2)

@@ -77,6 +77,6 @@ def evolve_task(
         for generation in run.generations():
             data = run.sample_data(population, generation)
             children = run.sample_children(population, data, generation)
-            for member in run.train(children, population.best, generation, execute or LocalExecutor(), report):
+            for member in run.train(children, population, generation, execute or LocalExecutor(), report):
                 population.consider(member)
         return run.finish(population)

@@ -28,6 +28,12 @@ class Population:
         self._seeds = list(seeds)
         self._members: list[Member] = []
         self._children: Counter[str] = Counter()
+        self._given_up_in_a_row = 0
+
+    @property
+    def given_up_in_a_row(self) -> int:
+        """How many of the candidates considered last were given up, one after another."""
+        return self._given_up_in_a_row
 
     @property
     def best(self) -> Member | None:
@@ -61,7 +67,9 @@ class Population:
         """
         if member.is_given_up:
             self._children[member.candidate.parent] -= 1
+            self._given_up_in_a_row += 1
             return False
+        self._given_up_in_a_row = 0
         parents = [kept.score for kept in self._members if kept.candidate.name == member.candidate.parent]
         is_kept = not parents or member.score >= parents[0]
         if is_kept:

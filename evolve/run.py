@@ -17,7 +17,7 @@ from evolve.ancestry import Ancestry
 from evolve.candidate import Candidate, Part, seed_candidate
 from evolve.config import EvolveConfig
 from evolve.depth_probe import PROBE_IMAGES, probe_depths, shortest_sufficient
-from evolve.early_stopping import is_given_up, needed_qualities
+from evolve.early_stopping import is_given_up, margin_after, needed_qualities
 from evolve.hparams import DataHParams, image_sizes, mutated
 from evolve.journal import CandidateRecord, IterationEnd, IterationStart, Journal, iterations
 from evolve.mutation import Nursery, changes_nothing, mutate, resized, shortened
@@ -233,7 +233,7 @@ class TaskRun:
     def train(
         self,
         children: Sequence[Candidate],
-        best: Member | None,
+        population: Population,
         generation: int,
         execute: Executor,
         report: Callable[[Progress], None],
@@ -242,7 +242,7 @@ class TaskRun:
 
         Args:
             children: as sampled.
-            best: the member to better, of which candidates may fall behind too far.
+            population: that they come from, whose best member they may fall behind too far.
             generation: its number.
             execute: trains them.
             report: told after each.
@@ -251,7 +251,7 @@ class TaskRun:
             All but those that halving stopped.
         """
         found = self._journal.generation(generation)
-        plan = self.plan(generation, best)
+        plan = self.plan(generation, population)
         trained = execute(children, self.task, self.pool, plan)
         records: list[CandidateRecord] = []
         self._last_done = time.perf_counter()
@@ -355,8 +355,11 @@ class TaskRun:
         self._others = []
         for task, route in routes.items():
             if not route.private:
-                self._others.append(seed_candidate(self._seed_name(task, release), route, locked, first))
-                self._ancestry.add_seed(self._others[-1], route)
+                seed = seed_candidate(self._seed_name(task, release), route, locked, first)
+                if not self.config.inherit_hparams:
+                    seed = replace(seed, hparams=first, rates={})
+                self._others.append(seed)
+                self._ancestry.add_seed(seed, route)
         self._own = seed_candidate(self._seed_name(self.task.name, release), own, locked, first) if own else None
         if self._own and own:
             self._ancestry.add_seed(self._own, own)
@@ -478,8 +481,8 @@ class TaskRun:
             )
         return size
 
-    def plan(self, generation: int, best: Member | None = None) -> TrainPlan:
-        """Return how a generation trains; with `best`, what its candidates have to reach."""
+    def plan(self, generation: int, population: Population | None = None) -> TrainPlan:
+        """Return how a generation trains; with its parents' population, what its candidates have to reach."""
         count = len(self.task.train)
         plan = TrainPlan(
             images=math.ceil(min(self.config.epochs * count, self.config.max_images) * self.config.growth**generation),
@@ -498,8 +501,10 @@ class TaskRun:
         )
         if self.config.give_up is None:
             return plan
-        to_better = best.quality if best else 0.0
-        return replace(plan, needed=needed_qualities(to_better, len(self.task.val), plan, self.config.give_up))
+        best = population.best.quality if population and population.best else 0.0
+        in_a_row = population.given_up_in_a_row if population else 0
+        margin = margin_after(in_a_row, self.config.give_up)
+        return replace(plan, needed=needed_qualities(best, len(self.task.val), plan, margin))
 
     def _judged(self, candidate: Candidate) -> Member:
         network, _ = build_network(candidate.parts, self.pool, self._root_route.network)

@@ -1,6 +1,7 @@
 """What is stopped early: the worse half of a generation, and what lies too far behind the best so far."""
 
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -76,14 +77,18 @@ def test_a_child_far_behind_the_best_is_given_up(opened_store: Store, noise: Tas
     assert [len(records) for records in later] == [1] * 8
     plan = TaskRun.begin(noise, opened_store, config, private=False).plan(0)
     whole = list(first)
+    last: list[bool] = []  # whether each of the later ones was trained to the end
     for (record,) in later:
         best = max(reversed(whole), key=lambda one: one.score)
-        needed = needed_qualities(best.quality, len(noise.val), plan, 1.0)
+        in_a_row = len(list(takewhile(lambda is_whole: not is_whole, reversed(last))))
+        needed = needed_qualities(best.quality, len(noise.val), plan, 2.0**in_a_row)
         reached = [max(record.curve[:at]) >= needed[at - 1] for at in range(1, len(record.curve) + 1)]
+        is_whole = len(record.curve) == 4
         assert all(reached[:-1])  # it went on as long as it did
-        assert reached[-1] == (len(record.curve) == 4)
+        assert is_whole or not reached[-1]
         assert record.images == pytest.approx(plan.images * len(record.curve) / 4, abs=plan.batch_size)
-        if reached[-1]:
+        last.append(is_whole)
+        if is_whole:
             whole.append(record)
     stopped = {record.candidate.name for (record,) in later} - {record.candidate.name for record in whole}
     assert stopped
@@ -103,6 +108,21 @@ def test_what_was_given_up_counts_as_no_child(run: TaskRun) -> None:
         assert not population.consider(child)
     chosen = [population.sample_parent(rng).name for _ in range(20)]
     assert set(chosen) == {"best", "seed"}  # these children count
+
+
+def test_after_each_that_was_given_up_twice_as_far_behind_is_allowed(opened_store: Store, toy_task: Task) -> None:
+    config = replace(TINY_CONFIG, validations=4, epochs=4.0, give_up=0.5)
+    run = TaskRun.begin(toy_task, opened_store, config, private=False)
+    population = run.start_population()
+    member = Member(replace(run.nursery.root, name="best", parent="root"), 0.8, 0.8)
+    population.consider(member)
+    for margin in (0.5, 1.0, 2.0, 4.0):
+        plan = run.plan(1, population)
+        assert plan.needed == needed_qualities(0.8, len(toy_task.val), plan, margin)
+        behind = Member(replace(run.nursery.root, name="behind", parent="best"), 0.5, 0.5, is_given_up=True)
+        population.consider(behind)
+    population.consider(replace(behind, is_given_up=False))
+    assert run.plan(1, population).needed == needed_qualities(0.8, len(toy_task.val), plan, 0.5)
 
 
 def test_workers_give_up_the_same(tmp_path: Path, toy_task: Task) -> None:

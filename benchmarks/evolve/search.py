@@ -1,10 +1,10 @@
 """evolve-3 and evolve-5: images seen until the plain search's final score is reached, and bytes a task adds.
 
 After a stream of eight other tasks, each of seven is evolved from the same store: as the reference does it, then with
-ranked parents and early stopping; then with heads that start from a probe as well, with each of these alone, and with
-pairs of which halving stops one. A generation of the plain search has eight candidates, as in the paper's runs on
-ViT-B. One that stops candidates early tries four parents, halved at the second and third of eight validations, and
-goes on from the best, child after child, forty times, so that hardly any sees fewer images than the plain search does
+ranked parents and early stopping; then with one of the options left out or one alone. A generation of the plain search
+has eight candidates, as in the paper's runs on ViT-B. One that stops candidates early tries four parents, halved at the
+second and third of eight validations, with the configured hyperparameters and not those that other tasks came to, and
+goes on from the best, child after child, thirty times, so that hardly any sees fewer images than the plain search does
 in all. All take images of one size: what is counted is images, and one of twice the pixels costs twice as much.
 
 Of a ratio, both sides are summed over the seeds: when one search reaches its final score is much a matter of luck.
@@ -50,20 +50,30 @@ CONFIG = EvolveConfig(
     rank_images=64,  # where parents are ranked
 )
 STOPPING = replace(
-    CONFIG, first_children=4, halving=True, halving_from=2, children_per_generation=1, give_up=2.0, generations=40
+    CONFIG,
+    first_children=4,
+    halving=True,
+    halving_from=2,
+    children_per_generation=1,
+    give_up=2.0,
+    inherit_hparams=False,
+    generations=31,
 )
-PAIRS = replace(CONFIG, halving=True, children_per_generation=2, generations=13)
-STREAM_CONFIG = replace(PAIRS, generations=5)
+FAST = replace(STOPPING, rank_parents=True)
+STREAM_CONFIG = replace(CONFIG, halving=True, children_per_generation=2, generations=5)
 IMAGES, VAL_IMAGES = 800, 400
-BAR = "ranked and stopped early"
+PLAIN, BAR, ANEW = "plain", "ranked and stopped early", "hyperparameters anew"
 WAYS = {
-    "plain": CONFIG,
-    BAR: replace(STOPPING, rank_parents=True),
-    "early stopping": STOPPING,
-    "ranked pairs halved": replace(PAIRS, rank_parents=True),
+    PLAIN: CONFIG,
+    BAR: FAST,
+    ANEW: replace(CONFIG, inherit_hparams=False),
+    "not ranked": STOPPING,
+    "nothing given up": replace(FAST, give_up=None, generations=15),
+    "hyperparameters inherited": replace(FAST, inherit_hparams=True),
+    "heads probed as well": replace(FAST, probe_head=True),
+    "one child at a time": replace(CONFIG, children_per_generation=1, generations=16),
     "rank_parents": replace(CONFIG, rank_parents=True),
     "probe_head": replace(CONFIG, probe_head=True),
-    "all": replace(STOPPING, rank_parents=True, probe_head=True),
 }
 SEEDS = (0, 1, 2)
 ABLATION_SEEDS = SEEDS[:1]
@@ -86,9 +96,10 @@ def measurements(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
 
     As many searches as there are cores run at once: images are counted, and no time.
     """
-    alone = [way for way in WAYS if way not in {"plain", BAR}]
-    todo = [Search(task, way, seed) for seed in SEEDS for task in TASKS for way in ("plain", BAR)]
-    todo += [Search(task, way, seed) for seed in ABLATION_SEEDS for way in alone for task in TASKS]
+    others = [way for way in WAYS if way not in {PLAIN, BAR}]
+    todo = [Search(task, way, seed) for seed in SEEDS for task in TASKS for way in (PLAIN, BAR)]
+    todo += [Search(task, way, seed) for seed in ABLATION_SEEDS for way in others for task in TASKS]
+    todo += [Search(task, ANEW, seed) for seed in SEEDS if seed not in ABLATION_SEEDS for task in TASKS]
     started: dict[Search, Future[dict[str, Any]]] = {}
     cores = usable_cores()
     with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -111,18 +122,40 @@ def measurements(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 def images_ratio(raw: dict[str, Any]) -> float | None:
     """Return images until the plain search's final score, ranked and stopped early / without; None until all are in."""
-    ratios = task_ratios(raw, BAR, SEEDS)
+    return mean_ratio(raw, BAR, SEEDS)
+
+
+def mean_ratio(raw: dict[str, Any], way: str, seeds: Sequence[int], reference: str = PLAIN) -> float | None:
+    """Return the mean of the tasks' ratios; None until all are in."""
+    ratios = task_ratios(raw, way, seeds, reference)
     return sum(ratios.values()) / len(TASKS) if len(ratios) == len(TASKS) else None
 
 
-def task_ratios(raw: dict[str, Any], way: str, seeds: Sequence[int]) -> dict[str, float]:
+def table(raw: dict[str, Any]) -> str:
+    """Return the ablation in Markdown."""
+    lines = [
+        f"| {way} | {shown(mean_ratio(raw, way, ABLATION_SEEDS))} | {shown(mean_ratio(raw, way, SEEDS))} |"
+        for way in WAYS
+        if way != PLAIN
+    ]
+    against = (mean_ratio(raw, BAR, seeds, ANEW) for seeds in (ABLATION_SEEDS, SEEDS))
+    lines.append(f"| {BAR}, against plain with {ANEW} | {' | '.join(map(shown, against))} |")
+    head = "| images until the plain search's final score, over those that it took | seed 0 | three seeds |"
+    return "\n".join([head, "|---|---|---|", *lines])
+
+
+def shown(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}"
+
+
+def task_ratios(raw: dict[str, Any], way: str, seeds: Sequence[int], reference: str = PLAIN) -> dict[str, float]:
     """Return the ratio for each task that was measured with all of `seeds`.
 
-    A search that never reached the score counts with all its images, or with all of the plain one if these are more.
+    A search that never reached the score counts with all its images, or with all of the reference's if these are more.
     """
     ratios = {}
     for task in TASKS:
-        keys = [(Search(task, "plain", seed).key, Search(task, way, seed).key) for seed in seeds]
+        keys = [(Search(task, reference, seed).key, Search(task, way, seed).key) for seed in seeds]
         if any(key not in raw for pair in keys for key in pair):
             continue
         needed = seen = 0
