@@ -4,6 +4,7 @@ import json
 import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -194,12 +195,20 @@ def _read(path: Path) -> str:
 
 
 def _quoted(assignment: str) -> str:
-    """Put quotes around the value of a text setting, which a shell has taken away."""
+    """Put quotes around the value of a text setting, which a shell has taken away, and around what is no value."""
     name, equals, value = (part.strip() for part in assignment.partition("="))
-    is_text = get_type_hints(EvolveConfig).get(name) is str
-    if not (equals and is_text) or value.startswith(('"', "'")):
-        return assignment
-    return f"{name} = {json.dumps(value, ensure_ascii=False)}"
+    is_text = get_type_hints(EvolveConfig).get(name) is str and not value.startswith(('"', "'"))
+    if equals and (is_text or not _is_toml(assignment)):
+        return f"{name} = {json.dumps(value, ensure_ascii=False)}"
+    return assignment
+
+
+def _is_toml(text: str) -> bool:
+    try:
+        tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return False
+    return True
 
 
 def _parse(text: str, *, source: str) -> dict[str, object]:
@@ -210,7 +219,10 @@ def _parse(text: str, *, source: str) -> dict[str, object]:
     known = setting_names()
     unknown = sorted(values.keys() - set(known))
     if unknown:
-        raise InvalidConfig(f"{source}: unknown key {', '.join(unknown)}; known keys: {', '.join(known)}")
+        named = ", ".join(unknown)
+        meant = get_close_matches(unknown[0], known, n=1)
+        hint = f" (did you mean {meant[0]}?)" if meant else ""
+        raise InvalidConfig(f"{source}: unknown key {named}{hint}; known keys: {', '.join(known)}")
     hints = get_type_hints(EvolveConfig)
     for name, value in values.items():
         _check_type(name, value, hints[name], source)

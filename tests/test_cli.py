@@ -156,9 +156,9 @@ def test_a_bad_task_name(cli: Cli, tiny_store: Path, toy_folder: Path, name: str
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("generatoins=3", "unknown key generatoins; known keys: generations, children_per_generation"),
+        ("generatoins=3", "unknown key generatoins (did you mean generations?); known keys: generations, "),
         ("generations=0", "generations = 0: use a whole number from 1"),
-        ("generations=many", "--set generations=many is not TOML"),
+        ("generations=many", "generations = 'many': a whole number is needed"),
         ("generations=1.5", "generations = 1.5: a whole number is needed"),
         ("learning_rate=0.3", "learning_rate = 0.3: use one of 0.0001, 0.0002"),
         ("seed=-1", "seed = -1: use a whole number from 0"),
