@@ -64,9 +64,6 @@ class EvolveConfig:
     probe_head: bool = False  # a new head starts from a linear probe's weights instead of zeros
     halving: bool = False  # successive halving: at each validation the worse half of a generation is stopped for good
     halving_from: int = 1  # the first validation at which it is
-    give_up: float | None = None  # standard errors of the best's quality by which a candidate may lie behind it at
-    # the start of its training, falling evenly to none at the end, before it is stopped; twice as many after each that
-    # was; None: none is
 
     def __post_init__(self) -> None:
         for name in ("generations", "children_per_generation", "batch_size", "validations", "max_images"):
@@ -77,7 +74,6 @@ class EvolveConfig:
         self._require("rank_images", self.rank_images >= 2, "a whole number from 2")
         is_a_validation = 1 <= self.halving_from <= self.validations
         self._require("halving_from", is_a_validation, f"a whole number from 1 to validations = {self.validations}")
-        self._require("give_up", self.give_up is None or self.give_up >= 0, "a number from 0")
         self._require("threads", 1 <= self.threads <= MAX_THREADS, f"a whole number from 1 to {MAX_THREADS}")
         self._require("seed", self.seed >= 0, "a whole number from 0")
         self._require("activation_mib", self.activation_mib >= 0, "a whole number from 0 (0 = keep none)")

@@ -27,8 +27,8 @@ from typing import ParamSpec, TypeVar
 import torch
 
 from evolve.candidate import Candidate
-from evolve.early_stopping import train_promising
 from evolve.fast_train import Checkpoint, fill, finished, pieces, train
+from evolve.halving import train_halved
 from evolve.pool import WeightPool
 from evolve.prefix import Shared, Sharing, plan_sharing
 from evolve.task import Task
@@ -123,7 +123,7 @@ class LocalExecutor:
         make_room(sharing, pool, plan)
         seconds = sum(self._fill(shared, sharing, task, pool, plan) for shared in sharing.shared)
         frozen = Phases(frozen=seconds / len(candidates))
-        train_all = self._promising if plan.stops_early else self._trained
+        train_all = self._halved if plan.halving else self._trained
         for trained in train_all(candidates, sharing, task, pool, plan):
             yield replace(trained, phases=trained.phases + frozen)
 
@@ -172,7 +172,7 @@ class LocalExecutor:
         for place in range(len(candidates)):
             yield futures[place].result()
 
-    def _promising(
+    def _halved(
         self, candidates: Sequence[Candidate], sharing: Sharing, task: Task, pool: WeightPool, plan: TrainPlan
     ) -> Iterator[Trained]:
         def start(place: int, checkpoint: Checkpoint | None, validations: int) -> "Future[Checkpoint]":
@@ -180,7 +180,7 @@ class LocalExecutor:
                 train, candidates[place], sharing, task, pool, plan, checkpoint=checkpoint, validations=validations
             )
 
-        return train_promising(candidates, start, pool, plan)
+        return train_halved(candidates, start, pool, plan)
 
     def _fill(self, shared: Shared, sharing: Sharing, task: Task, pool: WeightPool, plan: TrainPlan) -> float:
         """Compute shared activations unless an earlier generation did; return the workers' seconds."""

@@ -23,11 +23,10 @@ def one_after_another(
     """The plain executor: train each candidate from the pixels on, sharing nothing.
 
     Raises:
-        InvalidConfig: the plan wants candidates stopped early, which this executor cannot do.
+        InvalidConfig: the plan wants the worse half stopped, which this executor cannot do.
     """
-    if plan.stops_early:
-        name = "halving = true" if plan.halving else "give_up"
-        raise InvalidConfig(f"{name} needs the fast path, which stops candidates: leave --plain out")
+    if plan.halving:
+        raise InvalidConfig("halving = true needs the fast path, which stops candidates: leave --plain out")
     for candidate in candidates:
         yield train_candidate(candidate, task, pool, plan)
 
@@ -77,6 +76,6 @@ def evolve_task(
         for generation in run.generations():
             data = run.sample_data(population, generation)
             children = run.sample_children(population, data, generation)
-            for member in run.train(children, population, generation, execute or LocalExecutor(), report):
+            for member in run.train(children, generation, execute or LocalExecutor(), report):
                 population.consider(member)
         return run.finish(population)

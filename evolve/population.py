@@ -18,7 +18,6 @@ class Member:
     candidate: Candidate
     quality: float
     score: float
-    is_given_up: bool = False  # its training was stopped, since it lay too far behind the best
 
 
 class Population:
@@ -28,12 +27,6 @@ class Population:
         self._seeds = list(seeds)
         self._members: list[Member] = []
         self._children: Counter[str] = Counter()
-        self._given_up_in_a_row = 0
-
-    @property
-    def given_up_in_a_row(self) -> int:
-        """How many of the candidates considered last were given up, one after another."""
-        return self._given_up_in_a_row
 
     @property
     def best(self) -> Member | None:
@@ -61,15 +54,7 @@ class Population:
         return parent
 
     def consider(self, member: Member) -> bool:
-        """Keep a trained child if it scores at least what its parent did on this task; say whether it stays.
-
-        One that was given up never does, and counts as no child of its parent, which may have better ones.
-        """
-        if member.is_given_up:
-            self._children[member.candidate.parent] -= 1
-            self._given_up_in_a_row += 1
-            return False
-        self._given_up_in_a_row = 0
+        """Keep a trained child if it scores at least what its parent did on this task; say whether it stays."""
         parents = [kept.score for kept in self._members if kept.candidate.name == member.candidate.parent]
         is_kept = not parents or member.score >= parents[0]
         if is_kept:

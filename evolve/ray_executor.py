@@ -29,8 +29,8 @@ from filelock import FileLock
 from ray.exceptions import RayError, RayTaskError
 
 from evolve.candidate import Candidate
-from evolve.early_stopping import train_promising
 from evolve.fast_train import Checkpoint, fill, finished, pieces, train
+from evolve.halving import train_halved
 from evolve.local_executor import make_room
 from evolve.pool import WeightPool
 from evolve.prefix import Sharing, plan_sharing
@@ -101,8 +101,8 @@ class RayExecutor:
             return future
 
         try:
-            if plan.stops_early:
-                yield from train_promising(candidates, start, pool, plan)
+            if plan.halving:
+                yield from train_halved(candidates, start, pool, plan)
                 return
             futures = [start(place, None, plan.validations) for place in range(len(candidates))]
             for candidate, future in zip(candidates, futures, strict=True):

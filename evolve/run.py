@@ -17,7 +17,6 @@ from evolve.ancestry import Ancestry
 from evolve.candidate import Candidate, Part, seed_candidate
 from evolve.config import EvolveConfig
 from evolve.depth_probe import PROBE_IMAGES, probe_depths, shortest_sufficient
-from evolve.early_stopping import is_given_up, margin_after, needed_qualities
 from evolve.hparams import DataHParams, image_sizes, mutated
 from evolve.journal import CandidateRecord, IterationEnd, IterationStart, Journal, iterations
 from evolve.mutation import Nursery, changes_nothing, mutate, resized, shortened
@@ -233,7 +232,6 @@ class TaskRun:
     def train(
         self,
         children: Sequence[Candidate],
-        population: Population,
         generation: int,
         execute: Executor,
         report: Callable[[Progress], None],
@@ -242,7 +240,6 @@ class TaskRun:
 
         Args:
             children: as sampled.
-            population: that they come from, whose best member they may fall behind too far.
             generation: its number.
             execute: trains them.
             report: told after each.
@@ -251,7 +248,7 @@ class TaskRun:
             All but those that halving stopped.
         """
         found = self._journal.generation(generation)
-        plan = self.plan(generation, population)
+        plan = self.plan(generation)
         trained = execute(children, self.task, self.pool, plan)
         records: list[CandidateRecord] = []
         self._last_done = time.perf_counter()
@@ -271,12 +268,8 @@ class TaskRun:
             self._journal.write_generation(generation, records)
         end = len(validation_steps(plan))
         self._stopped += sum(len(record.curve) < end for record in records)
-        members = []
-        for record in records:
-            is_whole = len(record.curve) == end
-            if is_whole or is_given_up(record.quality, len(record.curve), plan):
-                members.append(Member(record.candidate, record.quality, record.score, is_given_up=not is_whole))
-        return members
+        whole = [record for record in records if len(record.curve) == end]
+        return [Member(record.candidate, record.quality, record.score) for record in whole]
 
     def _progress(
         self, record: CandidateRecord, generation: int, place: int, *, is_replayed: bool, release: int | None
@@ -481,10 +474,10 @@ class TaskRun:
             )
         return size
 
-    def plan(self, generation: int, population: Population | None = None) -> TrainPlan:
-        """Return how a generation trains; with its parents' population, what its candidates have to reach."""
+    def plan(self, generation: int) -> TrainPlan:
+        """Return how a generation trains."""
         count = len(self.task.train)
-        plan = TrainPlan(
+        return TrainPlan(
             images=math.ceil(min(self.config.epochs * count, self.config.max_images) * self.config.growth**generation),
             batch_size=min(self.config.batch_size, count),
             validations=self.config.validations,
@@ -499,12 +492,6 @@ class TaskRun:
             halving_from=self.config.halving_from,
             bf16_products=self.config.bf16_products,
         )
-        if self.config.give_up is None:
-            return plan
-        best = population.best.quality if population and population.best else 0.0
-        in_a_row = population.given_up_in_a_row if population else 0
-        margin = margin_after(in_a_row, self.config.give_up)
-        return replace(plan, needed=needed_qualities(best, len(self.task.val), plan, margin))
 
     def _judged(self, candidate: Candidate) -> Member:
         network, _ = build_network(candidate.parts, self.pool, self._root_route.network)

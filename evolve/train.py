@@ -46,17 +46,11 @@ class TrainPlan:
     activation_dtype: str  # that they are kept in
     halving: bool  # whether the worse half is stopped at each validation
     halving_from: int = 1  # the first validation at which it is
-    needed: tuple[float, ...] = ()  # quality at each validation below which a candidate is given up; () = none is
     bf16_products: bool = False  # whether the fast path multiplies matrices in bfloat16
 
     @property
     def steps(self) -> int:
         return max(1, math.ceil(self.images / self.batch_size))
-
-    @property
-    def stops_early(self) -> bool:
-        """Whether a candidate may be stopped before the end of its training."""
-        return self.halving or bool(self.needed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,8 +32,15 @@ TINY_CONFIG = EvolveConfig(
     learning_rate=0.05,
     threads=1,
 )
-GIVING_UP = replace(
-    TINY_CONFIG, generations=6, children_per_generation=1, first_children=3, validations=4, epochs=4.0, give_up=1.0
+HALVED = replace(
+    TINY_CONFIG,
+    generations=3,
+    children_per_generation=1,
+    first_children=4,
+    halving=True,
+    halving_from=2,
+    validations=4,
+    epochs=4.0,
 )
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 

@@ -26,7 +26,7 @@ from models.proven import Proven
 from models.root import load_root
 from models.store import Store
 from models.verify import verify
-from tests.conftest import GIVING_UP, TINY_CONFIG, TINY_ROOT, load_toy_task
+from tests.conftest import HALVED, TINY_CONFIG, TINY_ROOT, load_toy_task
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -70,8 +70,8 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize(
     ("survived", "config"),
-    [*((survived, TWO_GENERATIONS) for survived in range(4)), (2, GIVING_UP), (5, GIVING_UP)],
-    ids=[*(f"after {survived} candidates" for survived in range(4)), "in the first, giving up", "later, giving up"],
+    [*((survived, TWO_GENERATIONS) for survived in range(4)), (2, HALVED), (5, HALVED)],
+    ids=[*(f"after {survived} candidates" for survived in range(4)), "in the first, halved", "later, halved"],
 )
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     tmp_path: Path, toy_task: Task, survived: int, config: EvolveConfig

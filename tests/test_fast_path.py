@@ -19,7 +19,6 @@ from evolve.local_executor import LocalExecutor, Pause, best_pause, fastest
 from evolve.loop import evolve_task, one_after_another, silent
 from evolve.mutation import new_adapter, resized
 from evolve.pool import WeightPool
-from evolve.population import Population
 from evolve.prefix import frozen_prefix, plan_sharing
 from evolve.publish import create_store
 from evolve.run import Outcome, TaskRun
@@ -152,7 +151,7 @@ def test_halving_stops_the_worse_half_at_each_validation(run: TaskRun, workers: 
     assert [one.candidate for one in workers(candidates, run.task, run.pool, plan)] == [
         one.candidate for one in trained
     ]
-    members = run.train(candidates, Population([]), 0, here_halved, silent)
+    members = run.train(candidates, 0, here_halved, silent)
     assert [member.candidate.name for member in members] == [
         one.candidate.name for one in trained if len(one.curve) == plan.validations
     ]  # what was stopped is no parent

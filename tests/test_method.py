@@ -255,7 +255,7 @@ def test_a_text_may_go_without_quotes(assignment: str) -> None:
         ("depth=1.5", "--set depth=1.5: depth = 1.5: a whole number is needed"),
         ("flip=1", "--set flip=1: flip = 1: true or false is needed"),
         ("flip=yes", "--set flip=yes: flip = 'yes': true or false is needed"),
-        ("give_up=abc", "--set give_up=abc: give_up = 'abc': a number is needed"),
+        ("minutes=abc", "--set minutes=abc: minutes = 'abc': a number is needed"),
         ("seed=", "--set seed=: seed = '': a whole number is needed"),
         ("a b=1", "--set a b=1 is not TOML: "),
         ("quite=wrong", "--set quite=wrong: unknown key quite; known keys: "),

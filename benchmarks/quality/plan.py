@@ -7,7 +7,7 @@ import numpy as np
 
 from evolve.config import EvolveConfig
 from evolve.demo_data import write_digits, write_shapes
-from evolve.early_stopping import better_half
+from evolve.halving import num_going_on
 from evolve.hparams import DataHParams
 from evolve.probe import FIT_IMAGES
 from evolve.run import RANKED_SEEDS
@@ -82,7 +82,7 @@ def runs_of_a_generation(config: EvolveConfig) -> float:
     going_on, runs = config.children_per_generation, 0.0
     for _ in range(config.validations):
         runs += going_on / config.validations
-        going_on = better_half(going_on) if config.halving else going_on
+        going_on = num_going_on(going_on) if config.halving else going_on
     return runs
 
 
