@@ -63,4 +63,3 @@ def test_a_search_that_never_reached_the_score_is_no_gain() -> None:
     raw = {search.Search(*one).key: points for one, points in searches.items()}
     assert search.task_ratios(raw, "all", [0]) == {"sign_digits": 0.4, "bangla": 1.5, "mnist": 2.5}
     assert search.task_ratios(raw, "all", [0, 1]) == {"sign_digits": 320 / 800}  # what was not measured is no gain
-    assert search.task_ratios(raw, "plain", [1], reference="all") == {"sign_digits": 600 / 240}
