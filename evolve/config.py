@@ -56,8 +56,6 @@ class EvolveConfig:
     bf16_activations: bool = False  # keep them in half the bytes, rounded to bfloat16
     bf16_products: bool = False  # multiply matrices in bfloat16: fast on GPUs, and on CPUs with matrix units only
     parents: str = ""  # tasks whose routes are tried first, however many blocks they have, separated by commas
-    inherit_hparams: bool = True  # children of other tasks' routes start from the hyperparameters that these came to;
-    # else from those that are set here
     anytime: bool = False  # publish each candidate that is the best so far at once, once one beats guessing
     rank_parents: bool = False  # try only the seeds whose features suit the task best, by their H-score, not all
     rank_images: int = 128  # that each seed's features are computed for, to rank it

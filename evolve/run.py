@@ -348,11 +348,8 @@ class TaskRun:
         self._others = []
         for task, route in routes.items():
             if not route.private:
-                seed = seed_candidate(self._seed_name(task, release), route, locked, first)
-                if not self.config.inherit_hparams:
-                    seed = replace(seed, hparams=first, rates={})
-                self._others.append(seed)
-                self._ancestry.add_seed(seed, route)
+                self._others.append(seed_candidate(self._seed_name(task, release), route, locked, first))
+                self._ancestry.add_seed(self._others[-1], route)
         self._own = seed_candidate(self._seed_name(self.task.name, release), own, locked, first) if own else None
         if self._own and own:
             self._ancestry.add_seed(self._own, own)

@@ -84,20 +84,6 @@ def test_learnt_rates_are_published_and_inherited(opened_store: Store, toy_task:
     assert {f"rate of {action}": rate for action, rate in seed.rates.items()} == learnt
 
 
-def test_other_tasks_hyperparameters_need_not_be_inherited(opened_store: Store, toy_task: Task) -> None:
-    evolved = replace(TINY_CONFIG, mutation="learned", generations=3, learning_rate=0.5)
-    evolve_task(replace(toy_task, name=TaskName("other")), opened_store, evolved)
-
-    def other(config: EvolveConfig) -> Candidate:
-        seeds = TaskRun.begin(toy_task, opened_store, config, private=False).start_population().seeds
-        return next(seed for seed in seeds if seed.name.startswith("other@"))
-
-    theirs, anew = other(TINY_CONFIG), other(replace(TINY_CONFIG, inherit_hparams=False))
-    assert theirs.hparams.learning_rate > TINY_CONFIG.learning_rate
-    assert theirs.rates
-    assert anew == replace(theirs, hparams=TINY_CONFIG.first_hparams(), rates={})
-
-
 def test_cloning_may_have_a_rate_of_its_own(nursery: Nursery) -> None:
     always = replace(nursery, clone_rate=1.0).draws(nursery.root, np.random.default_rng(0))
     assert all(always.happens(f"clone block {at}") for at in range(100))
