@@ -214,8 +214,8 @@ def _parse(text: str, *, source: str) -> dict[str, object]:
     unknown = sorted(values.keys() - set(known))
     if unknown:
         named = ", ".join(unknown)
-        meant = get_close_matches(unknown[0], known, n=1)
-        hint = f" (did you mean {meant[0]}?)" if meant else ""
+        meant = [name for name in known if unknown[0] in name] or get_close_matches(unknown[0], known, n=1)
+        hint = f" (did you mean {' or '.join(meant[:3])}?)" if meant else ""
         raise InvalidConfig(f"{source}: unknown key {named}{hint}; known keys: {', '.join(known)}")
     hints = get_type_hints(EvolveConfig)
     for name, value in values.items():
