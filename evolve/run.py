@@ -267,8 +267,8 @@ class TaskRun:
         if found is None:
             self._journal.write_generation(generation, records)
         end = len(validation_steps(plan))
-        self._stopped += sum(len(record.curve) < end for record in records)
         whole = [record for record in records if len(record.curve) == end]
+        self._stopped += len(records) - len(whole)
         return [Member(record.candidate, record.quality, record.score) for record in whole]
 
     def _progress(

@@ -127,16 +127,12 @@ def mean_ratio(raw: dict[str, Any], way: str, seeds: Sequence[int]) -> float | N
 def table(raw: dict[str, Any]) -> str:
     """Return the ablation in Markdown."""
     lines = [
-        f"| {way} | {shown(mean_ratio(raw, way, ABLATION_SEEDS))} | {shown(mean_ratio(raw, way, SEEDS))} |"
+        f"| {way} | {_shown(mean_ratio(raw, way, ABLATION_SEEDS))} | {_shown(mean_ratio(raw, way, SEEDS))} |"
         for way in WAYS
         if way != PLAIN
     ]
     head = "| images until the plain search's final score, over those that it took | seed 0 | three seeds |"
     return "\n".join([head, "|---|---|---|", *lines])
-
-
-def shown(ratio: float | None) -> str:
-    return "" if ratio is None else f"{ratio:.2f}"
 
 
 def task_ratios(raw: dict[str, Any], way: str, seeds: Sequence[int]) -> dict[str, float]:
@@ -156,6 +152,10 @@ def task_ratios(raw: dict[str, Any], way: str, seeds: Sequence[int]) -> dict[str
             seen += _images_until(target, other) or max(most, other["best_score_after"][-1][0])
         ratios[task] = seen / needed
     return ratios
+
+
+def _shown(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}"
 
 
 def _images_until(target: float, searched: dict[str, Any]) -> int | None:
