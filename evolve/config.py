@@ -59,6 +59,7 @@ class EvolveConfig:
     anytime: bool = False  # publish each candidate that is the best so far at once, once one beats guessing
     rank_parents: bool = False  # try only the seeds whose features suit the task best, by their H-score, not all
     rank_images: int = 128  # that each seed's features are computed for, to rank it
+    rank_children: int = 1  # drawn for each that is trained: the one that by its recipe promises most
     probe_head: bool = False  # a new head starts from a linear probe's weights instead of zeros
     halving: bool = False  # successive halving: at each validation the worse half of a generation is stopped for good
     halving_from: int = 1  # the first validation at which it is
@@ -69,6 +70,7 @@ class EvolveConfig:
         self._require(
             "first_children", self.first_children is None or self.first_children >= 1, "a whole number from 1"
         )
+        self._require("rank_children", self.rank_children >= 1, "a whole number from 1 (1 = rank none)")
         self._require("rank_images", self.rank_images >= 2, "a whole number from 2")
         is_a_validation = 1 <= self.halving_from <= self.validations
         self._require("halving_from", is_a_validation, f"a whole number from 1 to validations = {self.validations}")

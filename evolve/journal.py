@@ -7,6 +7,7 @@
 An iteration without an end was interrupted; the same command takes it up again from these segments.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -105,6 +106,16 @@ class Journal:
         if not self._files.exists(name):
             return None
         return [self._decode(CandidateRecord, line, name) for line in self._files.read(name).splitlines()]
+
+    def records(self) -> list[CandidateRecord]:
+        """Return the records of all generations that were finished."""
+        found: list[CandidateRecord] = []
+        for generation in itertools.count():
+            records = self.generation(generation)
+            if records is None:
+                return found
+            found += records
+        return found
 
     def _read(self, kind: type[Record], name: str) -> Record | None:
         path = f"{self._folder}/{name}"

@@ -17,6 +17,10 @@ from models.weights import Weights, num_parameters
 
 ADAPTER_INIT_STD = 0.02  # of the down-projection, as a ViT's linear layers; the up-projection starts at zero
 
+# what the names of mutations start with, beside CLONE
+INSERT = "adapter before "
+DEPTH = "depth="
+
 Layer = tuple[Part, ...]  # a block with the adapter before it, if any
 
 
@@ -87,7 +91,7 @@ def shortened(candidate: Candidate, depth: int, name: str) -> Candidate:
     patch_embed, pos_embed, *middle, norm = (part for part in candidate.parts if part.component.kind != "head")
     kept = _layers(middle)[:depth]
     parts = (patch_embed, pos_embed, *(part for layer in kept for part in layer), norm)
-    return replace(candidate, name=name, parts=parts, mutations=(f"depth={depth}",))
+    return replace(candidate, name=name, parts=parts, mutations=(f"{DEPTH}{depth}",))
 
 
 def _layers(middle: Sequence[Part]) -> list[Layer]:
@@ -127,11 +131,11 @@ def _resized_depth(
     if not draws.happens("depth"):
         return layers
     if rng.random() < 0.5 and len(layers) > nursery.min_depth:
-        log.append(f"depth={len(layers) - 1}")
+        log.append(f"{DEPTH}{len(layers) - 1}")
         return layers[:-1]
     root_layers = _layers([part for part in nursery.root.parts if part.component.kind == "block"])
     if len(layers) < min(len(root_layers), nursery.max_depth):
-        log.append(f"depth={len(layers) + 1}")
+        log.append(f"{DEPTH}{len(layers) + 1}")
         return [*layers, root_layers[len(layers)]]
     return layers
 
@@ -147,7 +151,7 @@ def _with_adapter(
 ) -> Layer:
     if len(layer) > 1 or not draws.happens(f"adapter {at}"):
         return layer
-    log.append(f"adapter before block {at}")
+    log.append(f"{INSERT}block {at}")
     return (nursery.new_part("adapter", new_adapter(nursery.network.embed_dim, adapter_dim, rng)), *layer)
 
 

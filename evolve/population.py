@@ -50,8 +50,20 @@ class Population:
         child it has; then the seeds in the same way, the one taken going to the end; else draw uniformly.
         """
         parent = self._walk(rng)
-        self._children[parent.name] += 1
+        self.count_child(parent.name)
         return parent
+
+    def propose_parents(self, rng: np.random.Generator, number: int) -> list[Candidate]:
+        """Choose so many parents one after another, but count no child: not all are to have one."""
+        seeds, children = list(self._seeds), self._children.copy()
+        proposed = [self.sample_parent(rng) for _ in range(number)]
+        self._seeds, self._children = seeds, children
+        return proposed
+
+    def count_child(self, parent: str) -> None:
+        """Count one more child for a parent; a seed goes to the end of the seeds."""
+        self._children[parent] += 1
+        self._seeds.sort(key=lambda seed: seed.name == parent)
 
     def consider(self, member: Member) -> bool:
         """Keep a trained child if it scores at least what its parent did on this task; say whether it stays."""
@@ -66,10 +78,8 @@ class Population:
         for member in ranked:
             if self._accepts(member.candidate, rng):
                 return member.candidate
-        for seed in list(self._seeds):
+        for seed in self._seeds:
             if self._accepts(seed, rng):
-                self._seeds.remove(seed)
-                self._seeds.append(seed)
                 return seed
         everyone = [member.candidate for member in ranked] + self._seeds
         return everyone[rng.integers(len(everyone))]

@@ -5,7 +5,7 @@ import itertools
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -25,6 +25,7 @@ from evolve.pool import WeightPool
 from evolve.population import Member, Population
 from evolve.probe import Probe, fit_probe, transferability
 from evolve.publish import Winner, publish
+from evolve.recipes import Examples, earlier_examples, expected_accuracies
 from evolve.score import ScoreRule
 from evolve.selection import Finalist, choose, contenders, expected_accuracy
 from evolve.task import Task
@@ -36,6 +37,7 @@ from models.release import Release
 from models.route import Route, accounted_parameters, component_usage
 from models.store import Store
 
+LEARNT_FROM = 64  # other tasks whose candidates tell what to expect: so the cost stays the same however many there are
 RANKED_SEEDS = 12  # most that are looked at, a hundred images each: a small part of what one candidate trains on
 
 # Trains a generation's candidates and gives them back in the same order, each as soon as it is done.
@@ -223,9 +225,12 @@ class TaskRun:
         children = []
         for place in range(self.config.children(generation)):
             rng = self._rng("child", generation, place)
-            parent = population.sample_parent(rng)
             name = f"{self.task.name}/{self.start.iteration}/{generation}/{place}"
-            child = mutate(parent, data, self.nursery, name, rng)
+            parents = population.propose_parents(rng, self.config.rank_children)
+            child = self._most_promising(
+                [mutate(parent, data, self.nursery, name, rng) for parent in parents], population
+            )
+            population.count_child(child.parent)
             children.append(self._with_probed_head(child) if self.config.probe_head else child)
         return children
 
@@ -350,6 +355,7 @@ class TaskRun:
             if not route.private:
                 self._others.append(seed_candidate(self._seed_name(task, release), route, locked, first))
                 self._ancestry.add_seed(self._others[-1], route)
+        self._earlier = self._learnt(release, routes | ({self.task.name: own} if own else {}))
         self._own = seed_candidate(self._seed_name(self.task.name, release), own, locked, first) if own else None
         if self._own and own:
             self._ancestry.add_seed(self._own, own)
@@ -362,6 +368,16 @@ class TaskRun:
             self.config.compute_penalty,
             root_parameters=sum(component.parameters for component in body),
             root_flops=self._root_route.flops,
+        )
+
+    def _learnt(self, release: Release, routes: Mapping[TaskName, Route]) -> Examples:
+        """Return what earlier iterations teach, of the task itself and of some others that are not private."""
+        if self.config.rank_children == 1:
+            return Examples()
+        names = [name for name, route in sorted(routes.items()) if name != self.task.name and not route.private]
+        names = [names[at] for at in self._rng("predictor").permutation(len(names))[:LEARNT_FROM]]
+        return earlier_examples(
+            self._store, release, {name: routes[name] for name in [*names, self.task.name] if name in routes}
         )
 
     def _seed_name(self, task: TaskName, release: Release) -> str:
@@ -440,6 +456,15 @@ class TaskRun:
             )
             self._probed_images += images
         return sorted(looked_at, key=lambda seed: -score[seed.name])[: self.config.children(0)]
+
+    def _most_promising(self, drawn: Sequence[Candidate], population: Population) -> Candidate:
+        """Return the child of which the best score may be expected, the first drawn of equals."""
+        if len(drawn) == 1:
+            return drawn[0]
+        known = {member.candidate.name: member.quality for member in population.ranked}
+        expected = expected_accuracies(drawn, known, list(self._parents.values()), self._earlier)
+        scores = [self._score(child, accuracy) for child, accuracy in zip(drawn, expected, strict=True)]
+        return drawn[scores.index(max(scores))]
 
     def _with_probed_head(self, child: Candidate) -> Candidate:
         """Return the child with a linear probe's weights in place of a head of zeros."""

@@ -52,6 +52,7 @@ def test_adding_a_task_leaves_every_byte_and_logit_of_others_unchanged(opened_st
 
 
 TWO_GENERATIONS = replace(TINY_CONFIG, generations=2)
+CHILDREN_RANKED = replace(TWO_GENERATIONS, rank_children=4)
 
 
 def evolve_in_new_store(folder: Path, task: Task, config: EvolveConfig = TWO_GENERATIONS) -> Outcome:
@@ -70,8 +71,13 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize(
     ("survived", "config"),
-    [*((survived, TWO_GENERATIONS) for survived in range(4)), (2, HALVED), (5, HALVED)],
-    ids=[*(f"after {survived} candidates" for survived in range(4)), "in the first, halved", "later, halved"],
+    [*((survived, TWO_GENERATIONS) for survived in range(4)), (2, HALVED), (5, HALVED), (3, CHILDREN_RANKED)],
+    ids=[
+        *(f"after {survived} candidates" for survived in range(4)),
+        "in the first, halved",
+        "later, halved",
+        "children ranked",
+    ],
 )
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     tmp_path: Path, toy_task: Task, survived: int, config: EvolveConfig

@@ -1,0 +1,183 @@
+"""What accuracy a child may be expected to reach, told from its recipe before anything of it is trained.
+
+A performance predictor (White et al. 2021, "How Powerful are Performance Predictors in Neural Architecture Search?",
+arXiv 2104.01177) of the simplest kind: ridge regression on what is written down of a candidate, fitted to the journal's
+candidates of other tasks and to the task's own so far. It looks at no image.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from evolve.candidate import Candidate
+from evolve.journal import CandidateRecord, Journal
+from evolve.mutation import DEPTH, INSERT
+from evolve.rates import CLONE
+from models.names import TaskName
+from models.release import Release
+from models.route import Route
+from models.store import Store
+
+PENALTY = 10.0  # of the squared weights, on features of unit variance: on other tasks 3 to 100 rank alike
+UNKNOWN = 0.5  # accuracy that is assumed where there is none to go by
+LARGEST_GAIN = 0.5  # and loss: a training that failed is to say no more than that
+
+Features = Float[np.ndarray, " features"]
+Linear = Callable[[Features], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A recipe and the share of the baseline's errors that training it took away: below 0, it made more."""
+
+    features: Features
+    gain: float
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """What trained candidates teach.
+
+    A kept candidate's child is held against its parent. Of a seed nobody knows the accuracy on the task, so a
+    seed's child is held against the mean of its like in the iteration, its recipe against the mean recipe.
+    """
+
+    of_seeds: tuple[Example, ...] = ()
+    of_members: tuple[Example, ...] = ()
+
+    def __add__(self, other: "Examples") -> "Examples":
+        return Examples(self.of_seeds + other.of_seeds, self.of_members + other.of_members)
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """What an iteration's children of seeds came to, and what they were like, in the mean."""
+
+    accuracy: float
+    features: Features
+
+    @classmethod
+    def of(cls, children: Sequence[Candidate], accuracies: Sequence[float]) -> "Level":
+        return cls(float(np.mean(accuracies)), np.mean([features(child) for child in children], axis=0))
+
+
+def expected_accuracies(
+    children: Sequence[Candidate],
+    known: Mapping[str, float],
+    records: Sequence[CandidateRecord],
+    earlier: Examples,
+) -> list[float]:
+    """Return the accuracy that each child may be expected to reach, 0 to 1 or a little beyond.
+
+    Before any child of a seed was trained, what such children come to is not known: then half are taken to be right.
+
+    Args:
+        children: untrained, of one task.
+        known: the accuracies of kept candidates by name; other parents are seeds.
+        records: of the iteration's candidates so far.
+        earlier: what other iterations teach.
+    """
+    taught = earlier + examples(records, known)
+    of_seeds, of_members = _ridge(taught.of_seeds), _ridge(taught.of_members)
+    trained = _children_of_seeds(records, known)
+    level = (
+        Level.of([one.candidate for one in trained], [one.quality for one in trained])
+        if trained
+        else Level.of(children, [UNKNOWN])
+    )
+
+    def expected(child: Candidate) -> float:
+        if child.parent in known:
+            return _after(known[child.parent], of_members(features(child)))
+        return _after(level.accuracy, of_seeds(features(child) - level.features))
+
+    return [expected(child) for child in children]
+
+
+def examples(records: Sequence[CandidateRecord], known: Mapping[str, float]) -> Examples:
+    """Return what the candidates of one iteration teach: those that were trained to the end.
+
+    Args:
+        records: of the iteration.
+        known: accuracies of parents by name; others are seeds.
+    """
+    of_seeds = _children_of_seeds(records, known)
+    of_members = [record for record in _whole(records) if record.candidate.parent in known]
+    taught = [Example(features(one.candidate), _gain(known[one.candidate.parent], one.quality)) for one in of_members]
+    if not of_seeds:
+        return Examples(of_members=tuple(taught))
+    level = Level.of([one.candidate for one in of_seeds], [one.quality for one in of_seeds])
+    held = [Example(features(one.candidate) - level.features, _gain(level.accuracy, one.quality)) for one in of_seeds]
+    return Examples(tuple(held), tuple(taught))
+
+
+def earlier_examples(store: Store, release: Release, routes: Mapping[TaskName, Route]) -> Examples:
+    """Return what the journal tells of the iterations that routes came from.
+
+    Those count that had ended by `release`, so that a run that is taken up again learns from the same. What began
+    from the task's own route is left out: how good that was before is not written down.
+    """
+    found = Examples()
+    for task, route in routes.items():
+        journal = Journal(store, task, route.lineage.iteration)
+        end = journal.end()
+        if end is not None and end.release <= release.number:
+            records = [one for one in journal.records() if not one.candidate.parent.startswith(f"{task}@")]
+            found += examples(records, {one.candidate.name: one.quality for one in records})
+    return found
+
+
+def features(candidate: Candidate) -> Features:
+    """Return a recipe in numbers: what is the candidate's own, its hyperparameters, what was just changed."""
+    hparams = candidate.hparams
+    own = [part.component.kind for part in candidate.parts if part.is_own]
+    step = math.log(hparams.learning_rate / (1 - hparams.momentum))  # of the weights, in the long run
+    starts = (f"{CLONE}block", f"{CLONE}adapter", INSERT, DEPTH)
+    return np.array([
+        own.count("block"),
+        own.count("patch_embed"),
+        own.count("pos_embed"),
+        sum(part.component.kind == "adapter" for part in candidate.parts),
+        candidate.depth,
+        math.log(hparams.learning_rate),
+        step,
+        step**2,
+        hparams.schedule == "constant",
+        hparams.schedule == "restarts",
+        hparams.nesterov,
+        hparams.warmup_ratio,
+        math.log(hparams.adapter_dim),
+        *(sum(mutation.startswith(start) for mutation in candidate.mutations) for start in starts),
+    ], dtype=np.float64)  # fmt: skip
+
+
+def _whole(records: Sequence[CandidateRecord]) -> list[CandidateRecord]:
+    end = max((len(record.curve) for record in records), default=0)
+    return [record for record in records if len(record.curve) == end]
+
+
+def _children_of_seeds(records: Sequence[CandidateRecord], known: Mapping[str, float]) -> list[CandidateRecord]:
+    return [record for record in _whole(records) if record.candidate.parent not in known]
+
+
+def _gain(baseline: float, accuracy: float) -> float:
+    gain = (accuracy - baseline) / max(1 - baseline, np.finfo(float).eps)
+    return float(np.clip(gain, -LARGEST_GAIN, LARGEST_GAIN))
+
+
+def _after(baseline: float, gain: float) -> float:
+    return baseline + (1 - baseline) * gain
+
+
+def _ridge(taught: Sequence[Example]) -> Linear:
+    if not taught:
+        return lambda _: 0.0
+    inputs, gains = np.stack([one.features for one in taught]), np.array([one.gain for one in taught])
+    mean, scale = inputs.mean(axis=0), inputs.std(axis=0)
+    scale[scale == 0] = 1  # the same for all: it tells nothing
+    scaled = (inputs - mean) / scale
+    weights = np.linalg.solve(scaled.T @ scaled + PENALTY * np.eye(len(mean)), scaled.T @ (gains - gains.mean()))
+    return lambda recipe: float(gains.mean() + (recipe - mean) / scale @ weights)

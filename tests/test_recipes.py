@@ -1,0 +1,142 @@
+"""Children are chosen by their recipes, from what the journal tells of candidates that were trained."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evolve.candidate import Candidate
+from evolve.config import EvolveConfig
+from evolve.hparams import DataHParams, OptimiserHParams
+from evolve.journal import CandidateRecord, Journal
+from evolve.loop import evolve_task
+from evolve.population import Member, Population
+from evolve.recipes import Examples, earlier_examples, examples, expected_accuracies
+from evolve.run import TaskRun
+from evolve.task import Task
+from models.errors import InvalidConfig
+from models.names import TaskName
+from models.store import Store
+from tests.conftest import TINY_CONFIG
+
+RANKED = replace(TINY_CONFIG, generations=2, rank_children=8)
+SLOW, FAST = 0.001, 0.1
+
+
+def recipe(name: str, parent: str, learning_rate: float = 0.01) -> Candidate:
+    return Candidate(name, parent, (), ("a", "b"), OptimiserHParams(learning_rate=learning_rate), DataHParams(16))
+
+
+def record(candidate: Candidate, quality: float, validations: int = 4) -> CandidateRecord:
+    return CandidateRecord(candidate, quality, quality, 0.0, 1, (quality,) * validations, 100, 1.0, "cpu")
+
+
+def qualities(records: Sequence[CandidateRecord]) -> dict[str, float]:
+    return {one.candidate.name: one.quality for one in records}
+
+
+def iteration_where_fast_is_better(task: str) -> list[CandidateRecord]:
+    """Twelve children of seeds and twelve of the first of them; with a larger learning rate they come to more."""
+    rng = np.random.default_rng(0)
+    rates = (SLOW, 0.01, FAST) * 4
+    first = [
+        record(recipe(f"{task}/1/0/{at}", "root", rate), 0.5 + 0.1 * (at % 3) + rng.normal(0, 0.01))
+        for at, rate in enumerate(rates)
+    ]
+    later = [
+        record(recipe(f"{task}/1/1/{at}", f"{task}/1/0/0", rate), 0.6 + 0.1 * (at % 3) + rng.normal(0, 0.01))
+        for at, rate in enumerate(rates)
+    ]
+    return first + later
+
+
+def test_a_seeds_child_is_held_against_its_like_and_any_other_against_its_parent() -> None:
+    records = [
+        record(recipe("birds/1/0/0", "root"), 0.4),
+        record(recipe("birds/1/0/1", "flowers@1"), 0.8),
+        record(recipe("birds/1/0/2", "root"), 0.2, validations=1),  # stopped: nobody knows what it would have come to
+        record(recipe("birds/1/1/0", "birds/1/0/1"), 0.85),
+        record(recipe("birds/1/1/1", "birds/1/0/1"), 0.1),  # its training failed
+    ]
+    found = examples(records, qualities(records))
+    # shares of errors: of the mean's .4, .2 more and .2 less; of the parent's .2, .05 less and more than half more
+    assert [example.gain for example in found.of_seeds] == pytest.approx([-0.5, 0.5])
+    assert [example.gain for example in found.of_members] == pytest.approx([0.25, -0.5])
+    assert examples([], {}) == Examples()
+
+
+def test_a_recipe_like_those_that_did_well_is_expected_to_come_to_more() -> None:
+    records = iteration_where_fast_is_better("birds")
+    taught = examples(records, qualities(records))
+    children = [recipe("fish/1/0/0", "root", SLOW), recipe("fish/1/0/0", "birds@1", FAST)]
+    slow, fast = expected_accuracies(children, {}, [], taught)
+    assert fast > slow + 0.1
+    known = {"fish/1/0/7": 0.8}
+    level = [record(recipe("fish/1/0/7", "root"), 0.8)]
+    grown = [recipe("fish/1/1/0", "fish/1/0/7", SLOW), recipe("fish/1/1/0", "fish/1/0/7", FAST)]
+    slow, fast, seeds_child = expected_accuracies([*grown, children[1]], known, level, taught)
+    assert fast > slow + 0.04
+    assert 0.8 < seeds_child < fast  # a child of a seed starts from nothing, one of a kept candidate from that
+
+
+def test_where_nothing_was_learnt_all_children_are_the_same() -> None:
+    children = [recipe("fish/1/0/0", "root", SLOW), recipe("fish/1/0/0", "root", FAST)]
+    slow, fast = expected_accuracies(children, {}, [], Examples())
+    assert slow == fast
+
+
+def test_the_journals_of_others_are_read_but_not_of_private_tasks(opened_store: Store, toy_task: Task) -> None:
+    release = opened_store.release()
+    routes = opened_store.routes(release)
+    assert len(earlier_examples(opened_store, release, routes).of_seeds) == 4  # two tasks with two candidates each
+    before = opened_store.release(release.number - 1)
+    assert len(earlier_examples(opened_store, before, routes).of_seeds) == 2  # as if it was then
+    hidden = replace(toy_task, name=TaskName("hidden"))
+    evolve_task(hidden, opened_store, TINY_CONFIG, private=True)
+    assert hidden.name in opened_store.release().tasks
+    run = TaskRun.begin(toy_task, opened_store, RANKED, private=False)
+    assert len(run._earlier.of_seeds) == 4
+
+
+def test_a_task_is_evolved_with_ranked_children_and_again(
+    opened_store: Store, toy_task: Task, toy_folder: Path, tmp_path: Path
+) -> None:
+    first = evolve_task(toy_task, opened_store, RANKED)
+    records = Journal(opened_store, toy_task.name, 1).records()
+    assert first.candidates == len(records) == 4
+    assert first.probed_images == 0
+    own = f"{toy_task.name}@{first.route_id}"
+    again = evolve_task(toy_task, opened_store, replace(RANKED, seed=1))
+    journal = Journal(opened_store, toy_task.name, 2)
+    assert len(journal.records()) == again.candidates == 4
+    assert journal.records()[0].candidate.parent == own  # it is known to be good, unlike what a seed's child comes to
+
+
+def test_the_most_promising_of_the_drawn_is_trained(opened_store: Store, toy_task: Task) -> None:
+    run = TaskRun.begin(toy_task, opened_store, RANKED, private=False)
+    records = iteration_where_fast_is_better("birds")
+    run._earlier = examples(records, qualities(records))
+    population = run.start_population()
+    data = run.sample_data(population, 0)
+    chosen = run.sample_children(population, data, 0)
+    plain = TaskRun.begin(toy_task, opened_store, replace(RANKED, rank_children=1), private=False)
+    unranked = plain.sample_children(plain.start_population(), data, 0)
+    rates = [[child.hparams.learning_rate for child in children] for children in (chosen, unranked)]
+    assert min(rates[0]) > max(rates[1])
+
+
+def test_parents_that_are_proposed_have_no_child_yet() -> None:
+    population = Population([recipe("root", ""), recipe("birds@1", "")])
+    population.consider(Member(recipe("fish/1/0/0", "root"), 0.5, 0.5))
+    rngs = [np.random.default_rng(3) for _ in range(2)]
+    proposed = population.propose_parents(rngs[0], 6)
+    assert {parent.name for parent in proposed} == {"fish/1/0/0", "root", "birds@1"}
+    assert population.seeds[0].name == "root"
+    assert [population.sample_parent(rngs[1]) for _ in range(6)] == proposed  # the same draws, each counted
+
+
+def test_at_least_one_child_is_drawn() -> None:
+    with pytest.raises(InvalidConfig, match=r"rank_children = 0: use a whole number from 1"):
+        EvolveConfig(rank_children=0)
