@@ -16,6 +16,8 @@ PRESETS = Path(__file__).parent / "presets"
 MUTATIONS = ("rate", "learned")
 MAX_THREADS = 256  # of one candidate: more is a slip of the keyboard
 
+MAX_DRAWN = 256  # children for each that is trained: each new adapter is written to disk until the run ends
+
 
 @dataclass(frozen=True, slots=True)
 class EvolveConfig:
@@ -70,7 +72,8 @@ class EvolveConfig:
         self._require(
             "first_children", self.first_children is None or self.first_children >= 1, "a whole number from 1"
         )
-        self._require("rank_children", self.rank_children >= 1, "a whole number from 1 (1 = rank none)")
+        is_drawn = 1 <= self.rank_children <= MAX_DRAWN
+        self._require("rank_children", is_drawn, f"a whole number from 1 (1 = rank none) to {MAX_DRAWN}")
         self._require("rank_images", self.rank_images >= 2, "a whole number from 2")
         is_a_validation = 1 <= self.halving_from <= self.validations
         self._require("halving_from", is_a_validation, f"a whole number from 1 to validations = {self.validations}")

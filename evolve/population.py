@@ -50,7 +50,7 @@ class Population:
         child it has; then the seeds in the same way, the one taken going to the end; else draw uniformly.
         """
         parent = self._walk(rng)
-        self.count_child(parent.name)
+        self._children[parent.name] += 1
         return parent
 
     def propose_parents(self, rng: np.random.Generator, number: int) -> list[Candidate]:
@@ -61,9 +61,12 @@ class Population:
         return proposed
 
     def count_child(self, parent: str) -> None:
-        """Count one more child for a parent; a seed goes to the end of the seeds."""
+        """Count one more child for a parent that was proposed; a seed goes to the end of the seeds."""
         self._children[parent] += 1
         self._seeds.sort(key=lambda seed: seed.name == parent)
+
+    def has_child(self, parent: str) -> bool:
+        return self._children[parent] > 0
 
     def consider(self, member: Member) -> bool:
         """Keep a trained child if it scores at least what its parent did on this task; say whether it stays."""
@@ -78,8 +81,10 @@ class Population:
         for member in ranked:
             if self._accepts(member.candidate, rng):
                 return member.candidate
-        for seed in self._seeds:
+        for seed in list(self._seeds):
             if self._accepts(seed, rng):
+                self._seeds.remove(seed)
+                self._seeds.append(seed)
                 return seed
         everyone = [member.candidate for member in ranked] + self._seeds
         return everyone[rng.integers(len(everyone))]

@@ -6,6 +6,7 @@ candidates of other tasks and to the task's own so far. It looks at no image.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from models.route import Route
 from models.store import Store
 
 PENALTY = 10.0  # of the squared weights, on features of unit variance: on other tasks 3 to 100 rank alike
+SAME = 1e-9  # standard deviation of a feature up to which it is the same for all, but for rounding
 UNKNOWN = 0.5  # accuracy that is assumed where there is none to go by
 LARGEST_GAIN = 0.5  # and loss: a training that failed is to say no more than that
 
@@ -48,6 +50,9 @@ class Examples:
     of_seeds: tuple[Example, ...] = ()
     of_members: tuple[Example, ...] = ()
 
+    def __bool__(self) -> bool:
+        return bool(self.of_seeds or self.of_members)
+
     def __add__(self, other: "Examples") -> "Examples":
         return Examples(self.of_seeds + other.of_seeds, self.of_members + other.of_members)
 
@@ -70,9 +75,10 @@ def expected_accuracies(
     records: Sequence[CandidateRecord],
     earlier: Examples,
 ) -> list[float]:
-    """Return the accuracy that each child may be expected to reach, 0 to 1 or a little beyond.
+    """Return the accuracy that each child may be expected to reach; far from all recipes known it may leave 0 to 1.
 
-    Before any child of a seed was trained, what such children come to is not known: then half are taken to be right.
+    Before any child of a seed was trained, what such children come to is not known: then half are taken to be right,
+    which tells them apart from each other only.
 
     Args:
         children: untrained, of one task.
@@ -114,19 +120,29 @@ def examples(records: Sequence[CandidateRecord], known: Mapping[str, float]) -> 
     return Examples(tuple(held), tuple(taught))
 
 
-def earlier_examples(store: Store, release: Release, routes: Mapping[TaskName, Route]) -> Examples:
+def earlier_examples(store: Store, release: Release, routes: Mapping[TaskName, Route], *, own: TaskName) -> Examples:
     """Return what the journal tells of the iterations that routes came from.
 
-    Those count that had ended by `release`, so that a run that is taken up again learns from the same. What began
-    from the task's own route is left out: how good that was before is not written down.
+    Those count that had ended by `release`, so that a run that is taken up again learns from the same. Children of a
+    task's former route are left out: how good that was before is not written down.
+
+    Args:
+        store: has the journal.
+        release: that the present iteration began from.
+        routes: by the names that their tasks have now.
+        own: the active task; other tasks' journals are not read where the iteration was private.
     """
     found = Examples()
     for task, route in routes.items():
-        journal = Journal(store, task, route.lineage.iteration)
-        end = journal.end()
-        if end is not None and end.release <= release.number:
-            records = [one for one in journal.records() if not one.candidate.parent.startswith(f"{task}@")]
-            found += examples(records, {one.candidate.name: one.quality for one in records})
+        named = TaskName(route.lineage.candidate.partition("/")[0])  # as the task was called then
+        journal = Journal(store, named, route.lineage.iteration)
+        start, end = journal.start(), journal.end()
+        if start is None or end is None or end.winner != route.lineage.candidate or end.release > release.number:
+            continue
+        if task == own or not start.private:
+            records = journal.records()
+            known = {one.candidate.name: one.quality for one in records}
+            found += examples([one for one in records if not one.candidate.parent.startswith(f"{named}@")], known)
     return found
 
 
@@ -155,8 +171,16 @@ def features(candidate: Candidate) -> Features:
 
 
 def _whole(records: Sequence[CandidateRecord]) -> list[CandidateRecord]:
-    end = max((len(record.curve) for record in records), default=0)
-    return [record for record in records if len(record.curve) == end]
+    """Return those that were trained as long as any of their generation."""
+    longest: Counter[str] = Counter()
+    for record in records:
+        generation = _generation(record)
+        longest[generation] = max(longest[generation], len(record.curve))
+    return [record for record in records if len(record.curve) == longest[_generation(record)]]
+
+
+def _generation(record: CandidateRecord) -> str:
+    return record.candidate.name.rpartition("/")[0]
 
 
 def _children_of_seeds(records: Sequence[CandidateRecord], known: Mapping[str, float]) -> list[CandidateRecord]:
@@ -177,7 +201,7 @@ def _ridge(taught: Sequence[Example]) -> Linear:
         return lambda _: 0.0
     inputs, gains = np.stack([one.features for one in taught]), np.array([one.gain for one in taught])
     mean, scale = inputs.mean(axis=0), inputs.std(axis=0)
-    scale[scale == 0] = 1  # the same for all: it tells nothing
+    scale[scale < SAME] = 1  # it tells nothing
     scaled = (inputs - mean) / scale
     weights = np.linalg.solve(scaled.T @ scaled + PENALTY * np.eye(len(mean)), scaled.T @ (gains - gains.mean()))
     return lambda recipe: float(gains.mean() + (recipe - mean) / scale @ weights)

@@ -25,7 +25,7 @@ from evolve.pool import WeightPool
 from evolve.population import Member, Population
 from evolve.probe import Probe, fit_probe, transferability
 from evolve.publish import Winner, publish
-from evolve.recipes import Examples, earlier_examples, expected_accuracies
+from evolve.recipes import Examples, earlier_examples, examples, expected_accuracies
 from evolve.score import ScoreRule
 from evolve.selection import Finalist, choose, contenders, expected_accuracy
 from evolve.task import Task
@@ -37,7 +37,7 @@ from models.release import Release
 from models.route import Route, accounted_parameters, component_usage
 from models.store import Store
 
-LEARNT_FROM = 64  # other tasks whose candidates tell what to expect: so the cost stays the same however many there are
+LEARNT_FROM = 32  # other tasks whose candidates tell what to expect: so the cost stays the same however many there are
 RANKED_SEEDS = 12  # most that are looked at, a hundred images each: a small part of what one candidate trains on
 
 # Trains a generation's candidates and gives them back in the same order, each as soon as it is done.
@@ -113,6 +113,7 @@ class TaskRun:
         self._parents: dict[str, CandidateRecord] = {}
         self._probes: dict[tuple[ComponentId, ...], Probe] = {}
         self._probed_images = 0
+        self._tried_first: set[str] = set()
         self._stopped = 0
         self._throughput = Throughput()
         self._began = self._last_done = time.perf_counter()
@@ -169,10 +170,11 @@ class TaskRun:
         others = [other for other in self._others if other.name in wanted or shortest <= other.depth <= longest]
         seeds = [self._root, *others]
         seeds = [seeds[at] for at in self._rng("seeds").permutation(len(seeds))]
-        if self.config.depth_jump:
-            seeds.insert(0, self._jumped())
+        ahead = [self._jumped()] if self.config.depth_jump else []
         if self._own and self._own.labels != self.task.labels:
-            seeds.insert(0, self._own)
+            ahead.insert(0, self._own)
+        seeds = [*ahead, *seeds]
+        self._tried_first = {*wanted, *(seed.name for seed in ahead)}
         first = sorted((seed for seed in seeds if seed.name in wanted), key=lambda seed: wanted.index(seed.name))
         rest = [seed for seed in seeds if seed.name not in wanted]
         if self.config.rank_parents:
@@ -226,11 +228,10 @@ class TaskRun:
         for place in range(self.config.children(generation)):
             rng = self._rng("child", generation, place)
             name = f"{self.task.name}/{self.start.iteration}/{generation}/{place}"
-            parents = population.propose_parents(rng, self.config.rank_children)
-            child = self._most_promising(
-                [mutate(parent, data, self.nursery, name, rng) for parent in parents], population
-            )
-            population.count_child(child.parent)
+            if self.config.rank_children == 1:
+                child = mutate(population.sample_parent(rng), data, self.nursery, name, rng)
+            else:
+                child = self._most_promising(population, data, name, rng)
             children.append(self._with_probed_head(child) if self.config.probe_head else child)
         return children
 
@@ -371,14 +372,13 @@ class TaskRun:
         )
 
     def _learnt(self, release: Release, routes: Mapping[TaskName, Route]) -> Examples:
-        """Return what earlier iterations teach, of the task itself and of some others that are not private."""
+        """Return what the journal teaches of the task itself and of some others that are not private."""
         if self.config.rank_children == 1:
             return Examples()
         names = [name for name, route in sorted(routes.items()) if name != self.task.name and not route.private]
         names = [names[at] for at in self._rng("predictor").permutation(len(names))[:LEARNT_FROM]]
-        return earlier_examples(
-            self._store, release, {name: routes[name] for name in [*names, self.task.name] if name in routes}
-        )
+        learnt_from = {name: routes[name] for name in [*names, self.task.name] if name in routes}
+        return earlier_examples(self._store, release, learnt_from, own=self.task.name)
 
     def _seed_name(self, task: TaskName, release: Release) -> str:
         name = f"{task}@{release.tasks[task]}"
@@ -457,14 +457,43 @@ class TaskRun:
             self._probed_images += images
         return sorted(looked_at, key=lambda seed: -score[seed.name])[: self.config.children(0)]
 
-    def _most_promising(self, drawn: Sequence[Candidate], population: Population) -> Candidate:
-        """Return the child of which the best score may be expected, the first drawn of equals."""
-        if len(drawn) == 1:
-            return drawn[0]
+    def _most_promising(
+        self, population: Population, data: DataHParams, name: str, rng: np.random.Generator
+    ) -> Candidate:
+        """Return, of many children drawn, the one of which the best score may be expected, the first of equals."""
         known = {member.candidate.name: member.quality for member in population.ranked}
-        expected = expected_accuracies(drawn, known, list(self._parents.values()), self._earlier)
-        scores = [self._score(child, accuracy) for child, accuracy in zip(drawn, expected, strict=True)]
-        return drawn[scores.index(max(scores))]
+        parents = self._comparable(population.propose_parents(rng, self.config.rank_children), population, known)
+        drawn = [mutate(parent, data, self.nursery, name, rng) for parent in parents]
+        records = list(self._parents.values())
+        chosen = drawn[0]
+        if self._earlier or examples(records, known):
+            expected = expected_accuracies(drawn, known, records, self._earlier)
+            scores = [self._score_if(accuracy, child) for accuracy, child in zip(expected, drawn, strict=True)]
+            chosen = drawn[scores.index(max(scores))]
+        population.count_child(chosen.parent)
+        return chosen
+
+    def _comparable(
+        self, parents: Sequence[Candidate], population: Population, known: Mapping[str, float]
+    ) -> Sequence[Candidate]:
+        """Return those parents whose children can be held against each other.
+
+        What is to be tried first is tried. And as long as none of the seeds' children was trained, none can be held
+        against those of the task's present route.
+        """
+        first = parents[0]
+        if first.name in self._tried_first and not population.has_child(first.name):
+            return [first] * len(parents)
+        if any(record.candidate.parent not in known for record in self._parents.values()):
+            return parents
+        return [parent for parent in parents if (parent.name in known) == (first.name in known)]
+
+    def _score_if(self, accuracy: float, child: Candidate) -> float:
+        """Return the score of an untrained child if it comes to an accuracy: by then what is its own counts whole."""
+        own = sum(part.component.parameters for part in child.parts if part.is_own)
+        shared = accounted_parameters([part.component for part in child.parts if not part.is_own], self._usage)
+        flops = child.flops(self._root_route.network)
+        return self._rule.score(accuracy, accounted_parameters=own + shared, flops=flops)
 
     def _with_probed_head(self, child: Candidate) -> Candidate:
         """Return the child with a linear probe's weights in place of a head of zeros."""

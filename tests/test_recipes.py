@@ -90,9 +90,11 @@ def test_where_nothing_was_learnt_all_children_are_the_same() -> None:
 def test_the_journals_of_others_are_read_but_not_of_private_tasks(opened_store: Store, toy_task: Task) -> None:
     release = opened_store.release()
     routes = opened_store.routes(release)
-    assert len(earlier_examples(opened_store, release, routes).of_seeds) == 4  # two tasks with two candidates each
+    assert (
+        len(earlier_examples(opened_store, release, routes, own=toy_task.name).of_seeds) == 4
+    )  # two tasks with two candidates each
     before = opened_store.release(release.number - 1)
-    assert len(earlier_examples(opened_store, before, routes).of_seeds) == 2  # as if it was then
+    assert len(earlier_examples(opened_store, before, routes, own=toy_task.name).of_seeds) == 2  # as if it was then
     hidden = replace(toy_task, name=TaskName("hidden"))
     evolve_task(hidden, opened_store, TINY_CONFIG, private=True)
     assert hidden.name in opened_store.release().tasks
@@ -137,6 +139,7 @@ def test_parents_that_are_proposed_have_no_child_yet() -> None:
     assert [population.sample_parent(rngs[1]) for _ in range(6)] == proposed  # the same draws, each counted
 
 
-def test_at_least_one_child_is_drawn() -> None:
-    with pytest.raises(InvalidConfig, match=r"rank_children = 0: use a whole number from 1"):
-        EvolveConfig(rank_children=0)
+@pytest.mark.parametrize("number", [0, 257])
+def test_a_bounded_number_of_children_is_drawn(number: int) -> None:
+    with pytest.raises(InvalidConfig, match=rf"rank_children = {number}: use a whole number from 1 .* to 256"):
+        EvolveConfig(rank_children=number)
