@@ -123,8 +123,7 @@ def examples(records: Sequence[CandidateRecord], known: Mapping[str, float]) -> 
 def earlier_examples(store: Store, release: Release, routes: Mapping[TaskName, Route], *, own: TaskName) -> Examples:
     """Return what the journal tells of the iterations that routes came from.
 
-    Those count that had ended by `release`, so that a run that is taken up again learns from the same. Children of a
-    task's former route are left out: how good that was before is not written down.
+    Those count that had ended by `release`, so that a run that is taken up again learns from the same.
 
     Args:
         store: has the journal.
@@ -141,8 +140,7 @@ def earlier_examples(store: Store, release: Release, routes: Mapping[TaskName, R
             continue
         if task == own or not start.private:
             records = journal.records()
-            known = {one.candidate.name: one.quality for one in records}
-            found += examples([one for one in records if not one.candidate.parent.startswith(f"{named}@")], known)
+            found += examples(records, {one.candidate.name: one.quality for one in records})
     return found
 
 
@@ -184,7 +182,16 @@ def _generation(record: CandidateRecord) -> str:
 
 
 def _children_of_seeds(records: Sequence[CandidateRecord], known: Mapping[str, float]) -> list[CandidateRecord]:
-    return [record for record in _whole(records) if record.candidate.parent not in known]
+    """Return them, but for those of the task's own former route: it may be good at the task, unlike all others."""
+
+    def is_former(parent: str, child: str) -> bool:
+        return parent.startswith(f"{child.partition('/')[0]}@")
+
+    return [
+        record
+        for record in _whole(records)
+        if record.candidate.parent not in known and not is_former(record.candidate.parent, record.candidate.name)
+    ]
 
 
 def _gain(baseline: float, accuracy: float) -> float:

@@ -1,5 +1,6 @@
 """Children are chosen by their recipes, from what the journal tells of candidates that were trained."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +13,18 @@ from evolve.config import EvolveConfig
 from evolve.hparams import DataHParams, OptimiserHParams
 from evolve.journal import CandidateRecord, Journal
 from evolve.loop import evolve_task
+from evolve.mutation import mutate
 from evolve.population import Member, Population
+from evolve.publish import create_store
 from evolve.recipes import Examples, earlier_examples, examples, expected_accuracies
-from evolve.run import TaskRun
+from evolve.run import Progress, TaskRun
 from evolve.task import Task
 from models.errors import InvalidConfig
 from models.names import TaskName
+from models.release import Release
+from models.root import load_root
 from models.store import Store
-from tests.conftest import TINY_CONFIG
+from tests.conftest import HALVED, TINY_CONFIG, TINY_ROOT
 
 RANKED = replace(TINY_CONFIG, generations=2, rank_children=8)
 SLOW, FAST = 0.001, 0.1
@@ -88,18 +93,91 @@ def test_where_nothing_was_learnt_all_children_are_the_same() -> None:
 
 
 def test_the_journals_of_others_are_read_but_not_of_private_tasks(opened_store: Store, toy_task: Task) -> None:
-    release = opened_store.release()
-    routes = opened_store.routes(release)
-    assert (
-        len(earlier_examples(opened_store, release, routes, own=toy_task.name).of_seeds) == 4
-    )  # two tasks with two candidates each
-    before = opened_store.release(release.number - 1)
-    assert len(earlier_examples(opened_store, before, routes, own=toy_task.name).of_seeds) == 2  # as if it was then
+    def learnt(release: Release, own: str = "shapes_c") -> int:
+        routes = opened_store.routes(opened_store.release())
+        return len(earlier_examples(opened_store, release, routes, own=TaskName(own)).of_seeds)
+
+    assert learnt(opened_store.release()) == 4  # two tasks with two candidates each
+    assert learnt(opened_store.release(opened_store.release().number - 1)) == 2  # what had ended by then
     hidden = replace(toy_task, name=TaskName("hidden"))
     evolve_task(hidden, opened_store, TINY_CONFIG, private=True)
-    assert hidden.name in opened_store.release().tasks
+    assert learnt(opened_store.release()) == 4
+    assert learnt(opened_store.release(), own="hidden") == 6
     run = TaskRun.begin(toy_task, opened_store, RANKED, private=False)
     assert len(run._earlier.of_seeds) == 4
+
+
+def test_a_renamed_tasks_journal_is_found_and_no_other_of_that_name(opened_store: Store, toy_task: Task) -> None:
+    hidden = replace(toy_task, name=TaskName("hidden"))
+    evolve_task(hidden, opened_store, replace(TINY_CONFIG, children_per_generation=3), private=True)
+    opened_store.remove_task(hidden.name)
+    opened_store.rename_task("shapes_a", hidden.name)
+    release = opened_store.release()
+    found = earlier_examples(opened_store, release, opened_store.routes(release), own=toy_task.name)
+    assert len(found.of_seeds) == 4
+
+
+def test_what_grew_from_a_tasks_former_route_is_no_seeds_child() -> None:
+    own = "birds@1"
+    records = [
+        record(recipe("birds/2/0/0", "root"), 0.5),
+        record(recipe("birds/2/0/1", own), 0.9),
+        record(recipe("birds/2/1/0", "birds/2/0/1"), 0.95),
+    ]
+    found = examples(records, qualities(records))
+    assert [example.gain for example in found.of_seeds] == [0]
+    assert [example.gain for example in found.of_members] == pytest.approx([0.5])
+
+
+def test_what_never_varied_tells_nothing(opened_store: Store) -> None:
+    """Means of the same number differ from it by rounding."""
+    taught = Examples()
+    rng = np.random.default_rng(0)
+    for task in range(7):
+        records = [record(recipe(f"task{task}/1/0/{at}", "root"), rng.uniform(0.3, 0.7)) for at in range(3 + task)]
+        taught += examples(records, {})
+    others = [replace(recipe("x/1/0/0", "root"), hparams=OptimiserHParams(warmup_ratio=0.4, adapter_dim=8))]
+    level = [record(recipe("x/1/0/1", "root"), 0.5)]
+    assert expected_accuracies(others, {}, level, taught) == pytest.approx([0.5], abs=0.01)
+
+
+def test_the_first_child_drawn_is_trained_where_nothing_was_learnt(tmp_path: Path, toy_task: Task) -> None:
+    store = create_store(tmp_path / "new", load_root(TINY_ROOT))
+    for seed in range(5):
+        run = TaskRun.begin(toy_task, store, replace(RANKED, seed=seed), private=False)
+        population = run.start_population()
+        data = run.sample_data(population, 0)
+        rng = run._rng("child", 0, 0)
+        parents = population.propose_parents(rng, RANKED.rank_children)
+        first = mutate(parents[0], data, run.nursery, "shapes_c/1/0/0", rng)
+        assert run.sample_children(population, data, 0)[0].mutations == first.mutations
+
+
+def test_what_is_to_be_tried_first_is_tried(opened_store: Store, toy_task: Task) -> None:
+    for wanted in ("shapes_a", "shapes_b"):
+        config = replace(RANKED, parents=wanted)
+        run = TaskRun.begin(toy_task, opened_store, config, private=False)
+        population = run.start_population()
+        children = run.sample_children(population, run.sample_data(population, 0), 0)
+        assert children[0].parent.startswith(f"{wanted}@")
+
+
+def test_a_killed_run_ends_as_if_it_had_not_been(tiny_store: Path, toy_task: Task, tmp_path: Path) -> None:
+    config = replace(HALVED, rank_children=4)
+    copy = Path(shutil.copytree(tiny_store, tmp_path / "copy"))
+    expected = evolve_task(toy_task, Store.open(copy), config)
+    store = Store.open(tiny_store)
+
+    def killed(progress: Progress) -> None:
+        if progress.generation == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evolve_task(toy_task, store, config, report=killed)
+    other = replace(toy_task, name=TaskName("meanwhile"))
+    evolve_task(other, store, TINY_CONFIG)  # the run learns nothing from what began after it
+    outcome = evolve_task(toy_task, store, config)
+    assert outcome.route.components == expected.route.components
 
 
 def test_a_task_is_evolved_with_ranked_children_and_again(
