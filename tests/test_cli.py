@@ -175,7 +175,8 @@ def test_a_configuration_file(cli: Cli, tmp_path: Path, tiny_store: Path, toy_fo
     file = tmp_path / "config.toml"
     file.write_text("generations = 1\nchildren = 2\n")
     message = cli.fail("evolve", tiny_store, "toys", "--data", toy_folder, "--config", file)
-    assert "unknown key children (did you mean children_per_generation or first_children?); known keys: " in message
+    meant = "children_per_generation or first_children or rank_children"
+    assert f"unknown key children (did you mean {meant}?); known keys: " in message
     assert "cannot be read" in cli.fail("evolve", tiny_store, "toys", "--data", toy_folder, "--config", tmp_path / "no")
 
 
