@@ -65,15 +65,16 @@ class Level:
     features: Features
 
     @classmethod
-    def of(cls, children: Sequence[Candidate], accuracies: Sequence[float]) -> "Level":
-        return cls(float(np.mean(accuracies)), np.mean([features(child) for child in children], axis=0))
+    def of(cls, records: Sequence[CandidateRecord]) -> "Level":
+        accuracy = float(np.mean([record.quality for record in records]))
+        return cls(accuracy, _mean_recipe([record.candidate for record in records]))
 
 
 def expected_accuracies(
     children: Sequence[Candidate],
     known: Mapping[str, float],
     records: Sequence[CandidateRecord],
-    earlier: Examples,
+    taught: Examples,
 ) -> list[float]:
     """Return the accuracy that each child may be expected to reach; far from all recipes known it may leave 0 to 1.
 
@@ -84,16 +85,11 @@ def expected_accuracies(
         children: untrained, of one task.
         known: the accuracies of kept candidates by name; other parents are seeds.
         records: of the iteration's candidates so far.
-        earlier: what other iterations teach.
+        taught: what these candidates and other iterations teach.
     """
-    taught = earlier + examples(records, known)
     of_seeds, of_members = _ridge(taught.of_seeds), _ridge(taught.of_members)
     trained = _children_of_seeds(records, known)
-    level = (
-        Level.of([one.candidate for one in trained], [one.quality for one in trained])
-        if trained
-        else Level.of(children, [UNKNOWN])
-    )
+    level = Level.of(trained) if trained else Level(UNKNOWN, _mean_recipe(children))
 
     def expected(child: Candidate) -> float:
         if child.parent in known:
@@ -115,7 +111,7 @@ def examples(records: Sequence[CandidateRecord], known: Mapping[str, float]) -> 
     taught = [Example(features(one.candidate), _gain(known[one.candidate.parent], one.quality)) for one in of_members]
     if not of_seeds:
         return Examples(of_members=tuple(taught))
-    level = Level.of([one.candidate for one in of_seeds], [one.quality for one in of_seeds])
+    level = Level.of(of_seeds)
     held = [Example(features(one.candidate) - level.features, _gain(level.accuracy, one.quality)) for one in of_seeds]
     return Examples(tuple(held), tuple(taught))
 
@@ -129,16 +125,16 @@ def earlier_examples(store: Store, release: Release, routes: Mapping[TaskName, R
         store: has the journal.
         release: that the present iteration began from.
         routes: by the names that their tasks have now.
-        own: the active task; other tasks' journals are not read where the iteration was private.
+        own: the active task; of other private tasks nothing is learnt.
     """
     found = Examples()
     for task, route in routes.items():
         named = TaskName(route.lineage.candidate.partition("/")[0])  # as the task was called then
         journal = Journal(store, named, route.lineage.iteration)
-        start, end = journal.start(), journal.end()
-        if start is None or end is None or end.winner != route.lineage.candidate or end.release > release.number:
+        end = journal.end()
+        if end is None or end.winner != route.lineage.candidate or end.release > release.number:
             continue
-        if task == own or not start.private:
+        if task == own or not route.private:
             records = journal.records()
             found += examples(records, {one.candidate.name: one.quality for one in records})
     return found
@@ -166,6 +162,10 @@ def features(candidate: Candidate) -> Features:
         math.log(hparams.adapter_dim),
         *(sum(mutation.startswith(start) for mutation in candidate.mutations) for start in starts),
     ], dtype=np.float64)  # fmt: skip
+
+
+def _mean_recipe(candidates: Sequence[Candidate]) -> Features:
+    return np.mean([features(candidate) for candidate in candidates], axis=0)
 
 
 def _whole(records: Sequence[CandidateRecord]) -> list[CandidateRecord]:

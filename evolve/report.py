@@ -85,14 +85,7 @@ def write_report(store: Store, output: Path, release_number: int | None = None) 
 
 
 def _records(store: Store, task: TaskName) -> list[CandidateRecord]:
-    found: list[CandidateRecord] = []
-    for iteration in iterations(store, task):
-        journal = Journal(store, task, iteration)
-        generation = 0
-        while (records := journal.generation(generation)) is not None:
-            found += records
-            generation += 1
-    return found
+    return [record for iteration in iterations(store, task) for record in Journal(store, task, iteration).records()]
 
 
 def _body(story: StoreStory) -> str:

@@ -465,9 +465,10 @@ class TaskRun:
         parents = self._comparable(population.propose_parents(rng, self.config.rank_children), population, known)
         drawn = [mutate(parent, data, self.nursery, name, rng) for parent in parents]
         records = list(self._parents.values())
+        taught = self._earlier + examples(records, known)
         chosen = drawn[0]
-        if self._earlier or examples(records, known):
-            expected = expected_accuracies(drawn, known, records, self._earlier)
+        if taught:
+            expected = expected_accuracies(drawn, known, records, taught)
             scores = [self._score_if(accuracy, child) for accuracy, child in zip(expected, drawn, strict=True)]
             chosen = drawn[scores.index(max(scores))]
         population.count_child(chosen.parent)

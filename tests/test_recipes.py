@@ -129,7 +129,7 @@ def test_what_grew_from_a_tasks_former_route_is_no_seeds_child() -> None:
     assert [example.gain for example in found.of_members] == pytest.approx([0.5])
 
 
-def test_what_never_varied_tells_nothing(opened_store: Store) -> None:
+def test_what_never_varied_tells_nothing() -> None:
     """Means of the same number differ from it by rounding."""
     taught = Examples()
     rng = np.random.default_rng(0)
@@ -180,9 +180,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tiny_store: Path, toy_task: Tas
     assert outcome.route.components == expected.route.components
 
 
-def test_a_task_is_evolved_with_ranked_children_and_again(
-    opened_store: Store, toy_task: Task, toy_folder: Path, tmp_path: Path
-) -> None:
+def test_a_task_is_evolved_with_ranked_children_and_again(opened_store: Store, toy_task: Task) -> None:
     first = evolve_task(toy_task, opened_store, RANKED)
     records = Journal(opened_store, toy_task.name, 1).records()
     assert first.candidates == len(records) == 4
