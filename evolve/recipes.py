@@ -165,7 +165,8 @@ def features(candidate: Candidate) -> Features:
 
 
 def _mean_recipe(candidates: Sequence[Candidate]) -> Features:
-    return np.mean([features(candidate) for candidate in candidates], axis=0)
+    mean: Features = np.mean([features(candidate) for candidate in candidates], axis=0)
+    return mean
 
 
 def _whole(records: Sequence[CandidateRecord]) -> list[CandidateRecord]:
