@@ -63,6 +63,7 @@ class EvolveConfig:
     rank_images: int = 128  # that each seed's features are computed for, to rank it
     rank_children: int = 1  # drawn for each that is trained: the one that by its recipe promises most
     probe_head: bool = False  # a new head starts from a linear probe's weights instead of zeros
+    average_weights: bool = False  # a moving average of the weights is what is validated and kept
     halving: bool = False  # successive halving: at each validation the worse half of a generation is stopped for good
     halving_from: int = 1  # the first validation at which it is
 

@@ -7,6 +7,7 @@ the end. It can stop at a validation and be taken up from there, as successive h
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -20,13 +21,14 @@ from evolve.activations import CHUNK, run_modules
 from evolve.augment import augment
 from evolve.candidate import Candidate, Part
 from evolve.hparams import DataHParams
-from evolve.network import as_weights, build_part, weights_of
+from evolve.network import as_weights, build_part, load_weights, weights_of
 from evolve.pool import WeightPool
 from evolve.prefix import ImageSet, Prefix, Shared, Sharing, frozen_prefix
 from evolve.task import Task
 from evolve.throughput import Phases, Stopwatch
 from evolve.train import (
     MAX_GRADIENT_NORM,
+    MovingAverage,
     Trained,
     TrainPlan,
     batches,
@@ -53,6 +55,7 @@ class Checkpoint:
 
     step: int
     present: tuple[OwnPart, ...]  # one for each own part, in order
+    averages: tuple[Weights, ...]  # likewise, where the plan has weights averaged
     best: tuple[OwnPart, ...]  # at the best validation so far, the later on ties
     curve: tuple[float, ...]
     seconds: float
@@ -172,13 +175,14 @@ def train(
         with watch.phase("backward"):
             network.step(loss, step, plan)
         if step in checks:
-            with watch.phase("validation"):
-                curve.append(_accuracy(network, val_inputs, task.val.labels))
-            with watch.phase("saving"):
-                if curve[-1] == max(curve):
-                    best = network.own_parts()
+            with network.validated():
+                with watch.phase("validation"):
+                    curve.append(_accuracy(network, val_inputs, task.val.labels))
+                with watch.phase("saving"):
+                    if curve[-1] == max(curve):
+                        best = network.own_parts()
     seconds = time.perf_counter() - started + (checkpoint.seconds if checkpoint else 0.0)
-    return Checkpoint(last, network.own_parts(), best, tuple(curve), seconds, watch.phases)
+    return Checkpoint(last, network.own_parts(), network.averages(), best, tuple(curve), seconds, watch.phases)
 
 
 def finished(candidate: Candidate, checkpoint: Checkpoint, pool: WeightPool, plan: TrainPlan) -> Trained:
@@ -210,7 +214,7 @@ class _Trainable:
         self._hparams = candidate.hparams
         if checkpoint:
             for (_, module), state in zip(self._own, checkpoint.present, strict=True):
-                module.load_state_dict({name: torch.from_numpy(values) for name, values in state.weights.items()})
+                load_weights(module, state.weights)
         self._rounds = torch.autocast(torch.device(plan.device).type, torch.bfloat16, enabled=plan.bf16_products)
         self._optimiser = make_optimiser(candidate.hparams, self._own, pool)
         if checkpoint:
@@ -218,6 +222,9 @@ class _Trainable:
                 for name, parameter in module.named_parameters():
                     buffer = torch.from_numpy(state.momentum[name].copy()).to(parameter.device)
                     self._optimiser.state[parameter]["momentum_buffer"] = buffer
+
+        averages = checkpoint.averages if checkpoint else None
+        self._average = MovingAverage([module for _, module in self._own], averages) if plan.average_weights else None
 
     def logits(self, values: Tensor) -> Tensor:
         with self._rounds:
@@ -231,6 +238,15 @@ class _Trainable:
         )
         set_learning_rate(self._optimiser, self._hparams, step, plan)
         self._optimiser.step()
+        if self._average:
+            self._average.add(step)
+
+    def validated(self) -> AbstractContextManager[None]:
+        """Let the network have the weights that are to be validated meanwhile."""
+        return self._average.in_place() if self._average else nullcontext()
+
+    def averages(self) -> tuple[Weights, ...]:
+        return self._average.weights() if self._average else ()
 
     def own_parts(self) -> tuple[OwnPart, ...]:
         return tuple(OwnPart(weights_of(module), as_weights(self._momentum(module))) for _, module in self._own)

@@ -30,8 +30,13 @@ def build_part(kind: ComponentKind, weights: Weights, network: NetworkShape) -> 
             part = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         case "head":
             part = nn.Linear(dim, weights["weight"].shape[0])
-    load_part(part, {name: torch.from_numpy(np.array(values)) for name, values in weights.items()})
+    load_weights(part, weights)
     return part.requires_grad_(False)
+
+
+def load_weights(module: nn.Module, weights: Weights) -> None:
+    """Copy weights by their names below a component's module into it; every name and shape must fit."""
+    load_part(module, {name: torch.from_numpy(np.array(values)) for name, values in weights.items()})
 
 
 def build_network(parts: Sequence[Part], pool: WeightPool, network: NetworkShape) -> tuple[ViT, list[nn.Module]]:

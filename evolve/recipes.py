@@ -15,8 +15,7 @@ from jaxtyping import Float
 
 from evolve.candidate import Candidate
 from evolve.journal import CandidateRecord, Journal
-from evolve.mutation import DEPTH, INSERT
-from evolve.rates import CLONE
+from evolve.population import Member
 from models.names import TaskName
 from models.release import Release
 from models.route import Route
@@ -62,7 +61,7 @@ class Level:
     """What an iteration's children of seeds came to, and what they were like, in the mean."""
 
     accuracy: float
-    features: Features
+    recipe: Features
 
     @classmethod
     def of(cls, records: Sequence[CandidateRecord]) -> "Level":
@@ -72,7 +71,7 @@ class Level:
 
 def expected_accuracies(
     children: Sequence[Candidate],
-    known: Mapping[str, float],
+    kept: Mapping[str, Member],
     records: Sequence[CandidateRecord],
     taught: Examples,
 ) -> list[float]:
@@ -83,37 +82,41 @@ def expected_accuracies(
 
     Args:
         children: untrained, of one task.
-        known: the accuracies of kept candidates by name; other parents are seeds.
+        kept: candidates by name; other parents are seeds.
         records: of the iteration's candidates so far.
         taught: what these candidates and other iterations teach.
     """
     of_seeds, of_members = _ridge(taught.of_seeds), _ridge(taught.of_members)
-    trained = _children_of_seeds(records, known)
+    trained = _children_of_seeds(records, kept)
     level = Level.of(trained) if trained else Level(UNKNOWN, _mean_recipe(children))
 
     def expected(child: Candidate) -> float:
-        if child.parent in known:
-            return _after(known[child.parent], of_members(features(child)))
-        return _after(level.accuracy, of_seeds(features(child) - level.features))
+        parent = kept.get(child.parent)
+        if parent is not None:
+            return _after(parent.quality, of_members(changes(child, parent.candidate)))
+        return _after(level.accuracy, of_seeds(recipe(child) - level.recipe))
 
     return [expected(child) for child in children]
 
 
-def examples(records: Sequence[CandidateRecord], known: Mapping[str, float]) -> Examples:
+def examples(records: Sequence[CandidateRecord], kept: Mapping[str, Member]) -> Examples:
     """Return what the candidates of one iteration teach: those that were trained to the end.
 
     Args:
         records: of the iteration.
-        known: accuracies of parents by name; others are seeds.
+        kept: candidates by name; other parents are seeds.
     """
-    of_seeds = _children_of_seeds(records, known)
-    of_members = [record for record in _whole(records) if record.candidate.parent in known]
-    taught = [Example(features(one.candidate), _gain(known[one.candidate.parent], one.quality)) for one in of_members]
+    of_members = tuple(
+        Example(changes(one.candidate, parent.candidate), _gain(parent.quality, one.quality))
+        for one in _whole(records)
+        if (parent := kept.get(one.candidate.parent)) is not None
+    )
+    of_seeds = _children_of_seeds(records, kept)
     if not of_seeds:
-        return Examples(of_members=tuple(taught))
+        return Examples(of_members=of_members)
     level = Level.of(of_seeds)
-    held = [Example(features(one.candidate) - level.features, _gain(level.accuracy, one.quality)) for one in of_seeds]
-    return Examples(tuple(held), tuple(taught))
+    held = [Example(recipe(one.candidate) - level.recipe, _gain(level.accuracy, one.quality)) for one in of_seeds]
+    return Examples(tuple(held), of_members)
 
 
 def earlier_examples(store: Store, release: Release, routes: Mapping[TaskName, Route], *, own: TaskName) -> Examples:
@@ -136,36 +139,34 @@ def earlier_examples(store: Store, release: Release, routes: Mapping[TaskName, R
             continue
         if task == own or not route.private:
             records = journal.records()
-            found += examples(records, {one.candidate.name: one.quality for one in records})
+            members = [Member(one.candidate, one.quality, one.score) for one in records]
+            found += examples(records, {member.candidate.name: member for member in members})
     return found
 
 
-def features(candidate: Candidate) -> Features:
-    """Return a recipe in numbers: what is the candidate's own, its hyperparameters, what was just changed."""
-    hparams = candidate.hparams
-    own = [part.component.kind for part in candidate.parts if part.is_own]
-    step = math.log(hparams.learning_rate / (1 - hparams.momentum))  # of the weights, in the long run
-    starts = (f"{CLONE}block", f"{CLONE}adapter", INSERT, DEPTH)
-    return np.array([
-        own.count("block"),
-        own.count("patch_embed"),
-        own.count("pos_embed"),
-        sum(part.component.kind == "adapter" for part in candidate.parts),
-        candidate.depth,
-        math.log(hparams.learning_rate),
-        step,
-        step**2,
-        hparams.schedule == "constant",
-        hparams.schedule == "restarts",
-        hparams.nesterov,
-        hparams.warmup_ratio,
-        math.log(hparams.adapter_dim),
-        *(sum(mutation.startswith(start) for mutation in candidate.mutations) for start in starts),
-    ], dtype=np.float64)  # fmt: skip
+def recipe(candidate: Candidate) -> Features:
+    """Return what tells children of seeds apart: how fast they learn, and how much of them does."""
+    own = sum(part.component.kind == "block" and part.is_own for part in candidate.parts)
+    adapters = sum(part.component.kind == "adapter" for part in candidate.parts)
+    return np.array([math.log(candidate.hparams.learning_rate), adapters, own / max(candidate.depth, 1)])
+
+
+def changes(child: Candidate, parent: Candidate) -> Features:
+    """Return what tells children of kept candidates apart: larger or smaller steps than before, more or fewer blocks.
+
+    The rest of the recipe was tried, and said nothing of how much such a child gains.
+    """
+    deeper = child.depth - parent.depth
+    return np.array([_log_step(child) - _log_step(parent), max(deeper, 0), max(-deeper, 0)])
+
+
+def _log_step(candidate: Candidate) -> float:
+    """Return the logarithm of how far a gradient moves the weights in the long run."""
+    return math.log(candidate.hparams.learning_rate / (1 - candidate.hparams.momentum))
 
 
 def _mean_recipe(candidates: Sequence[Candidate]) -> Features:
-    mean: Features = np.mean([features(candidate) for candidate in candidates], axis=0)
+    mean: Features = np.mean([recipe(candidate) for candidate in candidates], axis=0)
     return mean
 
 
@@ -182,7 +183,7 @@ def _generation(record: CandidateRecord) -> str:
     return record.candidate.name.rpartition("/")[0]
 
 
-def _children_of_seeds(records: Sequence[CandidateRecord], known: Mapping[str, float]) -> list[CandidateRecord]:
+def _children_of_seeds(records: Sequence[CandidateRecord], kept: Mapping[str, Member]) -> list[CandidateRecord]:
     """Return them, but for those of the task's own former route: it may be good at the task, unlike all others."""
 
     def is_former(parent: str, child: str) -> bool:
@@ -191,7 +192,7 @@ def _children_of_seeds(records: Sequence[CandidateRecord], known: Mapping[str, f
     return [
         record
         for record in _whole(records)
-        if record.candidate.parent not in known and not is_former(record.candidate.parent, record.candidate.name)
+        if record.candidate.parent not in kept and not is_former(record.candidate.parent, record.candidate.name)
     ]
 
 

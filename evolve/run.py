@@ -461,21 +461,21 @@ class TaskRun:
         self, population: Population, data: DataHParams, name: str, rng: np.random.Generator
     ) -> Candidate:
         """Return, of many children drawn, the one of which the best score may be expected, the first of equals."""
-        known = {member.candidate.name: member.quality for member in population.ranked}
-        parents = self._comparable(population.propose_parents(rng, self.config.rank_children), population, known)
+        kept = {member.candidate.name: member for member in population.ranked}
+        parents = self._comparable(population.propose_parents(rng, self.config.rank_children), population, kept)
         drawn = [mutate(parent, data, self.nursery, name, rng) for parent in parents]
         records = list(self._parents.values())
-        taught = self._earlier + examples(records, known)
+        taught = self._earlier + examples(records, kept)
         chosen = drawn[0]
         if taught:
-            expected = expected_accuracies(drawn, known, records, taught)
+            expected = expected_accuracies(drawn, kept, records, taught)
             scores = [self._score_if(accuracy, child) for accuracy, child in zip(expected, drawn, strict=True)]
             chosen = drawn[scores.index(max(scores))]
         population.count_child(chosen.parent)
         return chosen
 
     def _comparable(
-        self, parents: Sequence[Candidate], population: Population, known: Mapping[str, float]
+        self, parents: Sequence[Candidate], population: Population, kept: Mapping[str, Member]
     ) -> Sequence[Candidate]:
         """Return those parents whose children can be held against each other.
 
@@ -485,9 +485,9 @@ class TaskRun:
         first = parents[0]
         if first.name in self._tried_first and not population.has_child(first.name):
             return [first] * len(parents)
-        if any(record.candidate.parent not in known for record in self._parents.values()):
+        if any(record.candidate.parent not in kept for record in self._parents.values()):
             return parents
-        return [parent for parent in parents if (parent.name in known) == (first.name in known)]
+        return [parent for parent in parents if (parent.name in kept) == (first.name in kept)]
 
     def _score_if(self, accuracy: float, child: Candidate) -> float:
         """Return the score of an untrained child if it comes to an accuracy: by then what is its own counts whole."""
@@ -543,6 +543,7 @@ class TaskRun:
             halving=self.config.halving,
             halving_from=self.config.halving_from,
             bf16_products=self.config.bf16_products,
+            average_weights=self.config.average_weights,
         )
 
     def _judged(self, candidate: Candidate) -> Member:

@@ -7,6 +7,7 @@ every forward pass from the pixels on, nothing shared.
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from evolve.augment import augment
 from evolve.candidate import Candidate, Part
 from evolve.hparams import OptimiserHParams
-from evolve.network import as_weights, build_network, weights_of
+from evolve.network import as_weights, build_network, load_weights, weights_of
 from evolve.pool import WeightPool
 from evolve.task import LabelledImages, Task
 from evolve.throughput import Phases
@@ -25,8 +26,10 @@ from models.component import ComponentRecord
 from models.network import NetworkShape
 from models.preprocess import Preprocessing, scale_constants
 from models.vit import ViT
+from models.weights import Weights
 
 MAX_GRADIENT_NORM = 1.0  # reference notebook
+AVERAGING = 8  # eta of averaging with polynomial decay: step t counts for (1 + eta) / (t + eta)
 VALIDATION_BATCH = 256  # large enough to be efficient; results do not depend on it beyond float rounding
 
 
@@ -47,6 +50,7 @@ class TrainPlan:
     halving: bool  # whether the worse half is stopped at each validation
     halving_from: int = 1  # the first validation at which it is
     bf16_products: bool = False  # whether the fast path multiplies matrices in bfloat16
+    average_weights: bool = False  # whether their moving average is what is validated and kept
 
     @property
     def steps(self) -> int:
@@ -69,7 +73,8 @@ def train_candidate(candidate: Candidate, task: Task, pool: WeightPool, plan: Tr
     """Train a candidate and return it with its trained weights stored in `pool`.
 
     SGD with momentum on cross-entropy, gradient norm clipped at 1, no dropout; of the validated weights the
-    best are kept, the later on ties (µ2Net, section 3.2; reference notebook).
+    best are kept, the later on ties (µ2Net, section 3.2; reference notebook). With `plan.average_weights` their
+    moving average stands for the weights wherever they are validated.
     """
     started = time.perf_counter()
     torch.set_num_threads(plan.threads)
@@ -77,6 +82,7 @@ def train_candidate(candidate: Candidate, task: Task, pool: WeightPool, plan: Tr
     network.to(plan.device)
     own = [(part, module) for part, module in zip(candidate.parts, modules, strict=True) if part.is_own]
     optimiser = make_optimiser(candidate.hparams, own, pool)
+    average = MovingAverage([module for _, module in own]) if plan.average_weights else None
     checkpoints = validation_steps(plan)
     curve: list[float] = []
     best: list[Part] = []
@@ -87,10 +93,13 @@ def train_candidate(candidate: Candidate, task: Task, pool: WeightPool, plan: Tr
         labels = torch.from_numpy(task.train.labels[batch]).to(plan.device)
         set_learning_rate(optimiser, candidate.hparams, step, plan)
         _train_step(network, scaled(levels, plan.preprocessing), labels, optimiser)
+        if average:
+            average.add(step)
         if step in checkpoints:
-            curve.append(accuracy(network, task.val, candidate.data.image_size, plan))
-            if curve[-1] == max(curve):
-                best = _stored(candidate, modules, optimiser, pool)
+            with average.in_place() if average else nullcontext():
+                curve.append(accuracy(network, task.val, candidate.data.image_size, plan))
+                if curve[-1] == max(curve):
+                    best = _stored(candidate, modules, optimiser, pool)
     trained = replace(candidate, parts=tuple(best))
     seconds = time.perf_counter() - started
     return Trained(trained, max(curve), tuple(curve), plan.steps * plan.batch_size, seconds)
@@ -172,6 +181,47 @@ def make_optimiser(
             if name in buffers:
                 optimiser.state[parameter]["momentum_buffer"] = torch.from_numpy(buffers[name]).to(parameter.device)
     return optimiser
+
+
+class MovingAverage:
+    """A moving average of the weights of modules in training: most of it from the last ninth of the steps so far.
+
+    Averaging with polynomial decay (Shamir & Zhang 2013, "Stochastic Gradient Descent for Non-smooth Optimization",
+    arXiv 1212.1824), which needs no horizon: after half the steps it has forgotten the beginning just as at the end.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], start: Sequence[Weights] | None = None) -> None:
+        self._modules = modules
+        self._parameters = [parameter for module in modules for parameter in module.parameters()]
+        self._values = [parameter.detach().clone() for parameter in self._parameters]
+        if start:
+            with self.in_place():
+                for module, weights in zip(modules, start, strict=True):
+                    load_weights(module, weights)
+
+    def add(self, step: int) -> None:
+        """Take in the present weights, after so many steps."""
+        share = (AVERAGING + 1) / (step + AVERAGING)
+        for value, parameter in zip(self._values, self._parameters, strict=True):
+            value.lerp_(parameter.detach(), share)
+
+    def weights(self) -> tuple[Weights, ...]:
+        """Return copies, one for each module."""
+        with self.in_place():
+            return tuple(map(weights_of, self._modules))
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Let the modules have the average for weights meanwhile."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for at, parameter in enumerate(self._parameters):
+            self._values[at], parameter.data = parameter.data, self._values[at]
 
 
 def _stored(candidate: Candidate, modules: list[nn.Module], optimiser: torch.optim.SGD, pool: WeightPool) -> list[Part]:

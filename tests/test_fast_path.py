@@ -23,7 +23,7 @@ from evolve.prefix import frozen_prefix, plan_sharing
 from evolve.publish import create_store
 from evolve.run import Outcome, TaskRun
 from evolve.task import Task
-from evolve.train import Trained, TrainPlan
+from evolve.train import MovingAverage, Trained, TrainPlan
 from models.errors import InvalidConfig
 from models.root import load_root
 from models.store import Store
@@ -93,11 +93,12 @@ def assert_same(fast: list[Trained], plain: list[Trained], pool: WeightPool) -> 
 
 @pytest.mark.parametrize("data", [{}, AUGMENTED], ids=["plain data", "augmented data"])
 @pytest.mark.parametrize("activation_mib", [0, 64], ids=["nothing kept", "kept"])
+@pytest.mark.parametrize("average_weights", [False, True], ids=["as trained", "averaged"])
 def test_every_candidate_trains_as_on_the_plain_path(
-    run: TaskRun, data: dict[str, float], activation_mib: int, workers: LocalExecutor
+    run: TaskRun, data: dict[str, float], activation_mib: int, average_weights: bool, workers: LocalExecutor
 ) -> None:
     candidates = generation(run, DataHParams(16, **data))  # type: ignore[arg-type]
-    plan = replace(run.plan(0), activation_bytes=activation_mib * 2**20)
+    plan = replace(run.plan(0), activation_bytes=activation_mib * 2**20, average_weights=average_weights)
     plain = list(one_after_another(candidates, run.task, run.pool, plan))
     here = list(LocalExecutor()(candidates, run.task, run.pool, plan))
     assert_same(here, plain, run.pool)
@@ -105,6 +106,38 @@ def test_every_candidate_trains_as_on_the_plain_path(
     for mine, other in zip(side_by_side, here, strict=True):
         assert mine.candidate == other.candidate  # bit by bit: ids are digests of the weights
         assert mine.curve == other.curve
+
+
+def test_the_average_counts_each_step_by_polynomial_decay() -> None:
+    module = torch.nn.Linear(1, 1, bias=False)
+    average = MovingAverage([module])
+    expected = 0.0
+    for step in range(1, 6):
+        torch.nn.init.constant_(module.weight, step)
+        average.add(step)
+        share = 9 / (step + 8)  # the first step counts whole: where the training began is forgotten at once
+        expected = expected * (1 - share) + step * share
+    [weights] = average.weights()
+    assert weights["weight"] == pytest.approx(expected)
+    with average.in_place():
+        assert module.weight.item() == pytest.approx(expected)
+    assert module.weight.item() == 5
+    torch.nn.init.constant_(module.weight, 0)
+    [again] = MovingAverage([module], [weights]).weights()
+    assert again["weight"] == weights["weight"]
+    assert module.weight.item() == 0
+
+
+def test_what_is_kept_of_a_training_is_the_average_if_that_is_wanted(run: TaskRun) -> None:
+    candidates = [candidate_with(run, "block 1", DataHParams(16), "shapes_c/1/0/0")]
+    plan = replace(run.plan(0), validations=1)
+    [trained], [averaged] = (
+        list(LocalExecutor()(candidates, run.task, run.pool, replace(plan, average_weights=is_wanted)))
+        for is_wanted in (False, True)
+    )
+    for mine, other in zip(averaged.candidate.parts, trained.candidate.parts, strict=True):
+        assert (mine.component == other.component) is not other.is_own
+        assert mine.momentum == other.momentum  # the training itself is the same, step by step
 
 
 def evolved(folder: Path, task: Task, config: EvolveConfig, **how: object) -> Outcome:
@@ -123,9 +156,12 @@ def test_an_evolution_ends_as_on_the_plain_path(tmp_path: Path, toy_task: Task, 
 
 
 @pytest.mark.parametrize("data", [{}, AUGMENTED], ids=["plain data", "augmented data"])
-def test_a_training_taken_up_again_ends_bit_by_bit_the_same(run: TaskRun, data: dict[str, float]) -> None:
+@pytest.mark.parametrize("average_weights", [False, True], ids=["as trained", "averaged"])
+def test_a_training_taken_up_again_ends_bit_by_bit_the_same(
+    run: TaskRun, data: dict[str, float], average_weights: bool
+) -> None:
     candidate = candidate_with(run, "block 1", DataHParams(16, **data), "shapes_c/1/0/0")  # type: ignore[arg-type]
-    plan = run.plan(0)
+    plan = replace(run.plan(0), average_weights=average_weights)
     sharing = plan_sharing([candidate], run.task, replace(plan, activation_bytes=0), run.pool.folder)
     whole = train(candidate, sharing, run.task, run.pool, plan, validations=3)
     part = train(candidate, sharing, run.task, run.pool, plan, validations=1)

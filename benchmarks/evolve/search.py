@@ -1,11 +1,12 @@
 """evolve-3 and evolve-5: images seen until the plain search's final score is reached, and bytes a task adds.
 
 After a stream of eight other tasks, evolved as the reference does it, each of seven is evolved from the same store:
-as the reference does it, then with ranked children and early stopping; then one child at a time with neither, with
-ranked parents instead of children, and with one option alone. A generation of the plain search has eight candidates,
-as in the paper's runs on ViT-B. The ranked one draws sixteen children for each that it trains, and trains the one
-that promises most, as the journal of the stream tells; of two first children the worse is stopped at the second of
-eight validations, and from then on it goes child after child until it has seen as many images as the plain search.
+as the reference does it, then with ranked children, early stopping and averaged weights; then without the averaging,
+one child at a time with none of these, with ranked parents instead of children, and with one option alone. A
+generation of the plain search has eight candidates, as in the paper's runs on ViT-B. The ranked one draws sixteen
+children for each that it trains, and trains the one that promises most, as the journal of the stream tells; of two
+first children the worse is stopped at the second of eight validations, and from then on it goes child after child
+until it has seen as many images as the plain search.
 All take images of one size: what is counted is images, and one of twice the pixels costs twice as much.
 
 Of a ratio, both sides are summed over the seeds: when one search reaches its final score is much a matter of luck.
@@ -51,19 +52,21 @@ CONFIG = EvolveConfig(
     rank_images=64,  # where parents are ranked
 )
 HALVED = replace(CONFIG, halving=True, halving_from=2, children_per_generation=1)
-FAST = replace(HALVED, rank_children=16, first_children=2, generations=16)
+RANKED = replace(HALVED, rank_children=16, first_children=2, generations=16)
 IMAGES, VAL_IMAGES = 800, 400
-PLAIN, BAR = "plain", "ranked and stopped early"
+PLAIN, BAR, NOT_AVERAGED = "plain", "ranked, stopped early, averaged", "ranked, stopped early"
 WAYS = {
     PLAIN: CONFIG,
-    BAR: FAST,
+    BAR: replace(RANKED, average_weights=True),
+    NOT_AVERAGED: RANKED,
     "one child at a time": replace(CONFIG, children_per_generation=1, generations=16),
     "rank_parents, four halved": replace(HALVED, rank_parents=True, first_children=4, generations=15),
     "rank_children": replace(CONFIG, rank_children=16),
     "rank_parents": replace(CONFIG, rank_parents=True),
     "probe_head": replace(CONFIG, probe_head=True),
+    "average_weights": replace(CONFIG, average_weights=True),
 }
-OFTEN = (PLAIN, BAR)  # with all seeds
+OFTEN = (PLAIN, BAR, NOT_AVERAGED)  # with all seeds
 SEEDS = (0, 1, 2)
 ABLATION_SEEDS = SEEDS[:1]
 
@@ -109,7 +112,7 @@ def measurements(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def images_ratio(raw: dict[str, Any]) -> float | None:
-    """Return images until the plain search's final score, ranked and stopped early / without; None until all are in."""
+    """Return images until the plain search's final score, with ranking, early stopping and averaging / without."""
     return mean_ratio(raw, BAR, SEEDS)
 
 
