@@ -32,7 +32,7 @@ Linear = Callable[[Features], float]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A recipe and the share of the baseline's errors that training it took away: below 0, it made more."""
+    """A recipe and the share of the baseline's errors that training it took away; below 0, it made more."""
 
     features: Features
     gain: float
@@ -42,7 +42,8 @@ class Example:
 class Examples:
     """What trained candidates teach.
 
-    A kept candidate's child is held against its parent. Of a seed nobody knows the accuracy on the task, so a
+    A kept candidate's child is held against its parent, and has gained nothing if it is worse, however much: then it
+    is not kept (expected improvement: Mockus et al. 1978). Of a seed nobody knows the accuracy on the task, so a
     seed's child is held against the mean of its like in the iteration, its recipe against the mean recipe.
     """
 
@@ -107,7 +108,7 @@ def examples(records: Sequence[CandidateRecord], kept: Mapping[str, Member]) -> 
         kept: candidates by name; other parents are seeds.
     """
     of_members = tuple(
-        Example(changes(one.candidate, parent.candidate), _gain(parent.quality, one.quality))
+        Example(changes(one.candidate, parent.candidate), max(_gain(parent.quality, one.quality), 0.0))
         for one in _whole(records)
         if (parent := kept.get(one.candidate.parent)) is not None
     )
