@@ -21,6 +21,7 @@ from evolve.activations import CHUNK, run_modules
 from evolve.augment import augment
 from evolve.candidate import Candidate, Part
 from evolve.hparams import DataHParams
+from evolve.moving_average import MovingAverage
 from evolve.network import as_weights, build_part, load_weights, weights_of
 from evolve.pool import WeightPool
 from evolve.prefix import ImageSet, Prefix, Shared, Sharing, frozen_prefix
@@ -28,7 +29,6 @@ from evolve.task import Task
 from evolve.throughput import Phases, Stopwatch
 from evolve.train import (
     MAX_GRADIENT_NORM,
-    MovingAverage,
     Trained,
     TrainPlan,
     batches,
@@ -222,8 +222,7 @@ class _Trainable:
                 for name, parameter in module.named_parameters():
                     buffer = torch.from_numpy(state.momentum[name].copy()).to(parameter.device)
                     self._optimiser.state[parameter]["momentum_buffer"] = buffer
-
-        averages = checkpoint.averages if checkpoint else None
+        averages = checkpoint.averages if checkpoint else ()
         self._average = MovingAverage([module for _, module in self._own], averages) if plan.average_weights else None
 
     def logits(self, values: Tensor) -> Tensor:

@@ -17,9 +17,7 @@ from models.weights import Weights, num_parameters
 
 ADAPTER_INIT_STD = 0.02  # of the down-projection, as a ViT's linear layers; the up-projection starts at zero
 
-# what the names of mutations start with, beside CLONE
-INSERT = "adapter before "
-DEPTH = "depth="
+DEPTH = "depth="  # what the names of mutations of depth start with
 
 Layer = tuple[Part, ...]  # a block with the adapter before it, if any
 
@@ -151,7 +149,7 @@ def _with_adapter(
 ) -> Layer:
     if len(layer) > 1 or not draws.happens(f"adapter {at}"):
         return layer
-    log.append(f"{INSERT}block {at}")
+    log.append(f"adapter before block {at}")
     return (nursery.new_part("adapter", new_adapter(nursery.network.embed_dim, adapter_dim, rng)), *layer)
 
 

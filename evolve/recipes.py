@@ -32,7 +32,7 @@ Linear = Callable[[Features], float]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A recipe and the share of the baseline's errors that training it took away; below 0, it made more."""
+    """What tells a candidate from its like, and the share of the baseline's errors that it took away, or added."""
 
     features: Features
     gain: float
@@ -42,9 +42,10 @@ class Example:
 class Examples:
     """What trained candidates teach.
 
-    A kept candidate's child is held against its parent, and has gained nothing if it is worse, however much: then it
-    is not kept (expected improvement: Mockus et al. 1978). Of a seed nobody knows the accuracy on the task, so a
-    seed's child is held against the mean of its like in the iteration, its recipe against the mean recipe.
+    A kept candidate's child is held against its parent. If it is less accurate it has gained nothing, however much it
+    lost: hardly ever is it kept then, and what is not kept does no harm (in the manner of expected improvement, Mockus
+    et al. 1978, but over the parent). Of a seed nobody knows the accuracy on the task, so a seed's child is held
+    against the mean of its like in the iteration, its recipe against the mean recipe.
     """
 
     of_seeds: tuple[Example, ...] = ()
@@ -78,6 +79,7 @@ def expected_accuracies(
 ) -> list[float]:
     """Return the accuracy that each child may be expected to reach; far from all recipes known it may leave 0 to 1.
 
+    Of a kept candidate's child it is that of the better of the two, child or parent: what there is to go on from.
     Before any child of a seed was trained, what such children come to is not known: then half are taken to be right,
     which tells them apart from each other only.
 
@@ -214,4 +216,4 @@ def _ridge(taught: Sequence[Example]) -> Linear:
     scale[scale < SAME] = 1  # it tells nothing
     scaled = (inputs - mean) / scale
     weights = np.linalg.solve(scaled.T @ scaled + PENALTY * np.eye(len(mean)), scaled.T @ (gains - gains.mean()))
-    return lambda recipe: float(gains.mean() + (recipe - mean) / scale @ weights)
+    return lambda features: float(gains.mean() + (features - mean) / scale @ weights)

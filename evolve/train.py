@@ -7,7 +7,7 @@ every forward pass from the pixels on, nothing shared.
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from evolve.augment import augment
 from evolve.candidate import Candidate, Part
 from evolve.hparams import OptimiserHParams
-from evolve.network import as_weights, build_network, load_weights, weights_of
+from evolve.moving_average import MovingAverage
+from evolve.network import as_weights, build_network, weights_of
 from evolve.pool import WeightPool
 from evolve.task import LabelledImages, Task
 from evolve.throughput import Phases
@@ -26,10 +27,8 @@ from models.component import ComponentRecord
 from models.network import NetworkShape
 from models.preprocess import Preprocessing, scale_constants
 from models.vit import ViT
-from models.weights import Weights
 
 MAX_GRADIENT_NORM = 1.0  # reference notebook
-AVERAGING = 8  # eta of averaging with polynomial decay: step t counts for (1 + eta) / (t + eta)
 VALIDATION_BATCH = 256  # large enough to be efficient; results do not depend on it beyond float rounding
 
 
@@ -181,47 +180,6 @@ def make_optimiser(
             if name in buffers:
                 optimiser.state[parameter]["momentum_buffer"] = torch.from_numpy(buffers[name]).to(parameter.device)
     return optimiser
-
-
-class MovingAverage:
-    """A moving average of the weights of modules in training: most of it from the last ninth of the steps so far.
-
-    Averaging with polynomial decay (Shamir & Zhang 2013, "Stochastic Gradient Descent for Non-smooth Optimization",
-    arXiv 1212.1824), which needs no horizon: after half the steps it has forgotten the beginning just as at the end.
-    """
-
-    def __init__(self, modules: Sequence[nn.Module], start: Sequence[Weights] | None = None) -> None:
-        self._modules = modules
-        self._parameters = [parameter for module in modules for parameter in module.parameters()]
-        self._values = [parameter.detach().clone() for parameter in self._parameters]
-        if start:
-            with self.in_place():
-                for module, weights in zip(modules, start, strict=True):
-                    load_weights(module, weights)
-
-    def add(self, step: int) -> None:
-        """Take in the present weights, after so many steps."""
-        share = (AVERAGING + 1) / (step + AVERAGING)
-        for value, parameter in zip(self._values, self._parameters, strict=True):
-            value.lerp_(parameter.detach(), share)
-
-    def weights(self) -> tuple[Weights, ...]:
-        """Return copies, one for each module."""
-        with self.in_place():
-            return tuple(map(weights_of, self._modules))
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Let the modules have the average for weights meanwhile."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
-
-    def _swap(self) -> None:
-        for at, parameter in enumerate(self._parameters):
-            self._values[at], parameter.data = parameter.data, self._values[at]
 
 
 def _stored(candidate: Candidate, modules: list[nn.Module], optimiser: torch.optim.SGD, pool: WeightPool) -> list[Part]:

@@ -17,13 +17,14 @@ from evolve.hparams import DataHParams, OptimiserHParams
 from evolve.journal import Journal
 from evolve.local_executor import LocalExecutor, Pause, best_pause, fastest
 from evolve.loop import evolve_task, one_after_another, silent
+from evolve.moving_average import MovingAverage
 from evolve.mutation import new_adapter, resized
 from evolve.pool import WeightPool
 from evolve.prefix import frozen_prefix, plan_sharing
 from evolve.publish import create_store
 from evolve.run import Outcome, TaskRun
 from evolve.task import Task
-from evolve.train import MovingAverage, Trained, TrainPlan
+from evolve.train import Trained, TrainPlan
 from models.errors import InvalidConfig
 from models.root import load_root
 from models.store import Store
@@ -144,8 +145,13 @@ def evolved(folder: Path, task: Task, config: EvolveConfig, **how: object) -> Ou
     return evolve_task(task, create_store(folder, load_root(ROOT)), config, **how)  # type: ignore[arg-type]
 
 
-def test_an_evolution_ends_as_on_the_plain_path(tmp_path: Path, toy_task: Task, workers: LocalExecutor) -> None:
+@pytest.mark.parametrize("average_weights", [False, True], ids=["as trained", "averaged"])
+def test_an_evolution_ends_as_on_the_plain_path(
+    tmp_path: Path, toy_task: Task, workers: LocalExecutor, average_weights: bool
+) -> None:
     config = replace(CONFIG, generations=3, children_per_generation=3, mutation_rate=0.3)
+    other = evolved(tmp_path / "other", toy_task, replace(config, average_weights=not average_weights))
+    config = replace(config, average_weights=average_weights)
     plain = evolved(tmp_path / "plain", toy_task, config, execute=one_after_another)
     fast = evolved(tmp_path / "fast", toy_task, config)
     assert fast.route.lineage.candidate == plain.route.lineage.candidate
@@ -153,6 +159,7 @@ def test_an_evolution_ends_as_on_the_plain_path(tmp_path: Path, toy_task: Task, 
     assert plain.route.quality
     assert fast.route.quality.score == pytest.approx(plain.route.quality.score, abs=1e-5)
     assert evolved(tmp_path / "many", toy_task, config, execute=workers).route_id == fast.route_id
+    assert other.route_id != fast.route_id
 
 
 @pytest.mark.parametrize("data", [{}, AUGMENTED], ids=["plain data", "augmented data"])
@@ -164,12 +171,16 @@ def test_a_training_taken_up_again_ends_bit_by_bit_the_same(
     plan = replace(run.plan(0), average_weights=average_weights)
     sharing = plan_sharing([candidate], run.task, replace(plan, activation_bytes=0), run.pool.folder)
     whole = train(candidate, sharing, run.task, run.pool, plan, validations=3)
-    part = train(candidate, sharing, run.task, run.pool, plan, validations=1)
-    assert part.step < whole.step
-    rest = train(candidate, sharing, run.task, run.pool, plan, checkpoint=part, validations=3)
-    assert rest.curve == whole.curve
-    ends = [finished(candidate, checkpoint, run.pool, plan).candidate for checkpoint in (whole, rest)]
-    assert ends[0] == ends[1]
+    for stop in (1, 2):
+        part = train(candidate, sharing, run.task, run.pool, plan, validations=stop)
+        assert part.step < whole.step
+        rest = train(candidate, sharing, run.task, run.pool, plan, checkpoint=part, validations=3)
+        assert rest.curve == whole.curve
+        for mine, other in zip(rest.averages, whole.averages, strict=True):
+            assert all((mine[name] == values).all() for name, values in other.items())
+        ends = [finished(candidate, checkpoint, run.pool, plan).candidate for checkpoint in (whole, rest)]
+        assert ends[0] == ends[1]
+    assert bool(whole.averages) == average_weights
 
 
 def here_halved(candidates: Sequence[Candidate], task: Task, pool: WeightPool, plan: TrainPlan) -> Iterator[Trained]:

@@ -26,7 +26,7 @@ from tests.conftest import TINY_CONFIG
 pytest.importorskip("ray", reason="needs mu2net[ray]")
 
 CONFIG = replace(TINY_CONFIG, generations=2, children_per_generation=4, epochs=4.0)
-HALVING = replace(CONFIG, halving=True, validations=3)
+HALVING = replace(CONFIG, halving=True, validations=3, average_weights=True)
 LONG = replace(TINY_CONFIG, children_per_generation=4, epochs=200.0)  # a candidate is still training when it is lost
 # a machine counts as lost after some seconds instead of half a minute
 IMPATIENT = {

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evolve.candidate import Candidate
+from evolve import recipes
+from evolve.candidate import Candidate, Part
 from evolve.config import EvolveConfig
 from evolve.hparams import DataHParams, OptimiserHParams
 from evolve.journal import CandidateRecord, Journal
@@ -19,8 +20,9 @@ from evolve.publish import create_store
 from evolve.recipes import Examples, earlier_examples, examples, expected_accuracies
 from evolve.run import Progress, TaskRun
 from evolve.task import Task
+from models.component import ComponentKind, ComponentRecord
 from models.errors import InvalidConfig
-from models.names import TaskName
+from models.names import ComponentId, TaskName
 from models.release import Release
 from models.root import load_root
 from models.store import Store
@@ -83,6 +85,27 @@ def test_a_recipe_like_those_that_did_well_is_expected_to_come_to_more() -> None
     slow, fast, seeds_child = expected_accuracies([*grown, children[1]], members(level), level, taught)
     assert fast > slow + 0.03
     assert 0.8 < seeds_child < fast  # a child of a seed starts from nothing, one of a kept candidate from that
+
+
+def blocks(own: str, adapters: int = 0) -> tuple[Part, ...]:
+    """Return blocks, of which those written as X are the candidate's own, and adapters."""
+    kinds: list[tuple[ComponentKind, bool]] = [("block", mark == "X") for mark in own]
+    kinds += [("adapter", True)] * adapters
+    return tuple(Part(ComponentRecord(kind, ComponentId("0" * 64), 1), is_own) for kind, is_own in kinds)
+
+
+def test_a_seeds_child_is_told_apart_by_its_rate_its_adapters_and_what_of_it_is_its_own() -> None:
+    child = replace(recipe("fish/1/0/0", "root", 0.1), parts=blocks("X..X", adapters=3))
+    assert recipes.recipe(child) == pytest.approx([np.log(0.1), 3, 0.5])
+    assert recipes.recipe(replace(child, parts=())) == pytest.approx([np.log(0.1), 0, 0])
+
+
+def test_a_members_child_is_told_apart_by_what_it_has_otherwise() -> None:
+    parent = replace(recipe("fish/1/0/0", "root", 0.1), parts=blocks("XX"))
+    slower = replace(parent, hparams=replace(parent.hparams, learning_rate=0.05, momentum=0.8), parts=blocks("XXX"))
+    assert recipes.changes(slower, parent) == pytest.approx([np.log(0.25), 1, 0])
+    assert recipes.changes(parent, slower) == pytest.approx([np.log(4), 0, 1])
+    assert recipes.changes(parent, parent) == pytest.approx([0, 0, 0])
 
 
 def test_where_nothing_was_learnt_all_children_are_the_same() -> None:
