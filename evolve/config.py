@@ -15,7 +15,6 @@ from models.route import Scalar
 PRESETS = Path(__file__).parent / "presets"
 MUTATIONS = ("rate", "learned")
 MAX_THREADS = 256  # of one candidate: more is a slip of the keyboard
-
 MAX_DRAWN = 256  # children for each that is trained: each new adapter is written to disk until the run ends
 
 

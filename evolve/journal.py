@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from evolve.candidate import Candidate
 from evolve.config import EvolveConfig
+from evolve.population import Member
 from evolve.throughput import Phases
 from models.errors import DamagedObject, UnknownRelease
 from models.names import RouteId, TaskName
@@ -63,6 +64,11 @@ class CandidateRecord:
     phases: Phases = Phases()
     wall_seconds: float = 0.0  # since the candidate before it was done: side by side, less than `seconds`
     format_version: int = 1
+
+    @property
+    def member(self) -> Member:
+        """The candidate as a population has it."""
+        return Member(self.candidate, self.quality, self.score)
 
 
 class Journal:

@@ -90,7 +90,7 @@ def expected_accuracies(
         taught: what these candidates and other iterations teach.
     """
     of_seeds, of_members = _ridge(taught.of_seeds), _ridge(taught.of_members)
-    trained = _children_of_seeds(records, kept)
+    trained = _children_of_seeds(_whole(records), kept)
     level = Level.of(trained) if trained else Level(UNKNOWN, _mean_recipe(children))
 
     def expected(child: Candidate) -> float:
@@ -109,12 +109,13 @@ def examples(records: Sequence[CandidateRecord], kept: Mapping[str, Member]) -> 
         records: of the iteration.
         kept: candidates by name; other parents are seeds.
     """
+    whole = _whole(records)
     of_members = tuple(
         Example(changes(one.candidate, parent.candidate), max(_gain(parent.quality, one.quality), 0.0))
-        for one in _whole(records)
+        for one in whole
         if (parent := kept.get(one.candidate.parent)) is not None
     )
-    of_seeds = _children_of_seeds(records, kept)
+    of_seeds = _children_of_seeds(whole, kept)
     if not of_seeds:
         return Examples(of_members=of_members)
     level = Level.of(of_seeds)
@@ -142,8 +143,7 @@ def earlier_examples(store: Store, release: Release, routes: Mapping[TaskName, R
             continue
         if task == own or not route.private:
             records = journal.records()
-            members = [Member(one.candidate, one.quality, one.score) for one in records]
-            found += examples(records, {member.candidate.name: member for member in members})
+            found += examples(records, {record.candidate.name: record.member for record in records})
     return found
 
 
@@ -194,7 +194,7 @@ def _children_of_seeds(records: Sequence[CandidateRecord], kept: Mapping[str, Me
 
     return [
         record
-        for record in _whole(records)
+        for record in records
         if record.candidate.parent not in kept and not is_former(record.candidate.parent, record.candidate.name)
     ]
 

@@ -275,7 +275,7 @@ class TaskRun:
         end = len(validation_steps(plan))
         whole = [record for record in records if len(record.curve) == end]
         self._stopped += len(records) - len(whole)
-        return [Member(record.candidate, record.quality, record.score) for record in whole]
+        return [record.member for record in whole]
 
     def _progress(
         self, record: CandidateRecord, generation: int, place: int, *, is_replayed: bool, release: int | None
@@ -312,7 +312,7 @@ class TaskRun:
         if not is_better:
             return None
         images = sum(known.images for known in self._parents.values())
-        release = self._publish(Member(record.candidate, record.quality, record.score), None, images)
+        release = self._publish(record.member, None, images)
         self._live_score = record.score
         return release.number
 

@@ -41,7 +41,7 @@ def record(candidate: Candidate, quality: float, validations: int = 4) -> Candid
 
 
 def members(records: Sequence[CandidateRecord]) -> dict[str, Member]:
-    return {one.candidate.name: Member(one.candidate, one.quality, one.score) for one in records}
+    return {one.candidate.name: one.member for one in records}
 
 
 def iteration_where_fast_is_better(task: str) -> list[CandidateRecord]:
@@ -75,34 +75,36 @@ def test_a_seeds_child_is_held_against_its_like_and_any_other_against_its_parent
 
 
 def test_a_recipe_like_those_that_did_well_is_expected_to_come_to_more() -> None:
-    records = iteration_where_fast_is_better("birds")
-    taught = examples(records, members(records))
+    taught = Examples()
+    for task in ("birds", "flowers"):
+        records = iteration_where_fast_is_better(task)
+        taught += examples(records, members(records))
     children = [recipe("fish/1/0/0", "root", SLOW), recipe("fish/1/0/0", "birds@1", FAST)]
     slow, fast = expected_accuracies(children, {}, [], taught)
     assert fast > slow + 0.1
     level = [record(recipe("fish/1/0/7", "root"), 0.8)]
     grown = [recipe("fish/1/1/0", "fish/1/0/7", SLOW), recipe("fish/1/1/0", "fish/1/0/7", FAST)]
     slow, fast, seeds_child = expected_accuracies([*grown, children[1]], members(level), level, taught)
-    assert fast > slow + 0.03
+    assert fast > slow + 0.04
     assert 0.8 < seeds_child < fast  # a child of a seed starts from nothing, one of a kept candidate from that
 
 
 def blocks(own: str, adapters: int = 0) -> tuple[Part, ...]:
-    """Return blocks, of which those written as X are the candidate's own, and adapters."""
-    kinds: list[tuple[ComponentKind, bool]] = [("block", mark == "X") for mark in own]
+    """Return blocks, of which those written as o are the candidate's own, and adapters."""
+    kinds: list[tuple[ComponentKind, bool]] = [("block", mark == "o") for mark in own]
     kinds += [("adapter", True)] * adapters
     return tuple(Part(ComponentRecord(kind, ComponentId("0" * 64), 1), is_own) for kind, is_own in kinds)
 
 
 def test_a_seeds_child_is_told_apart_by_its_rate_its_adapters_and_what_of_it_is_its_own() -> None:
-    child = replace(recipe("fish/1/0/0", "root", 0.1), parts=blocks("X..X", adapters=3))
+    child = replace(recipe("fish/1/0/0", "root", 0.1), parts=blocks("o--o", adapters=3))
     assert recipes.recipe(child) == pytest.approx([np.log(0.1), 3, 0.5])
     assert recipes.recipe(replace(child, parts=())) == pytest.approx([np.log(0.1), 0, 0])
 
 
 def test_a_members_child_is_told_apart_by_what_it_has_otherwise() -> None:
-    parent = replace(recipe("fish/1/0/0", "root", 0.1), parts=blocks("XX"))
-    slower = replace(parent, hparams=replace(parent.hparams, learning_rate=0.05, momentum=0.8), parts=blocks("XXX"))
+    parent = replace(recipe("fish/1/0/0", "root", 0.1), parts=blocks("oo"))
+    slower = replace(parent, hparams=replace(parent.hparams, learning_rate=0.05, momentum=0.8), parts=blocks("ooo"))
     assert recipes.changes(slower, parent) == pytest.approx([np.log(0.25), 1, 0])
     assert recipes.changes(parent, slower) == pytest.approx([np.log(4), 0, 1])
     assert recipes.changes(parent, parent) == pytest.approx([0, 0, 0])
@@ -158,7 +160,7 @@ def test_what_never_varied_tells_nothing() -> None:
     for task in range(7):
         records = [record(recipe(f"task{task}/1/0/{at}", "root"), rng.uniform(0.3, 0.7)) for at in range(3 + task)]
         taught += examples(records, {})
-    others = [replace(recipe("x/1/0/0", "root"), hparams=OptimiserHParams(warmup_ratio=0.4, adapter_dim=8))]
+    others = [replace(recipe("x/1/0/0", "root"), hparams=OptimiserHParams(learning_rate=0.5))]
     level = [record(recipe("x/1/0/1", "root"), 0.5)]
     assert expected_accuracies(others, {}, level, taught) == pytest.approx([0.5], abs=0.01)
 

@@ -6,8 +6,8 @@ one child at a time with none of these, with ranked parents instead of children,
 generation of the plain search has eight candidates, as in the paper's runs on ViT-B. The ranked one draws sixteen
 children for each that it trains, and trains the one that promises most, as the journal of the stream tells; of two
 first children the worse is stopped at the second of eight validations, and from then on it goes child after child
-until it has seen as many images as the plain search.
-All take images of one size: what is counted is images, and one of twice the pixels costs twice as much.
+until it has seen as many images as the plain search. All take images of one size: what is counted is images, and one
+of twice the pixels costs twice as much.
 
 Of a ratio, both sides are summed over the seeds: when one search reaches its final score is much a matter of luck.
 
@@ -112,7 +112,10 @@ def measurements(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def images_ratio(raw: dict[str, Any]) -> float | None:
-    """Return images until the plain search's final score, with ranking, early stopping and averaging / without."""
+    """Return images until the plain search's final score, ranked, stopped early and averaged / not.
+
+    None until all are in.
+    """
     return mean_ratio(raw, BAR, SEEDS)
 
 
