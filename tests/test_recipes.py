@@ -158,10 +158,11 @@ def test_what_never_varied_tells_nothing() -> None:
     taught = Examples()
     rng = np.random.default_rng(0)
     for task in range(7):
-        records = [record(recipe(f"task{task}/1/0/{at}", "root"), rng.uniform(0.3, 0.7)) for at in range(3 + task)]
+        children = [recipe(f"task{task}/1/0/{at}", "root", 0.002) for at in range(3 + task)]
+        records = [record(child, rng.uniform(0.3, 0.7)) for child in children]
         taught += examples(records, {})
-    others = [replace(recipe("x/1/0/0", "root"), hparams=OptimiserHParams(learning_rate=0.5))]
-    level = [record(recipe("x/1/0/1", "root"), 0.5)]
+    others = [recipe("x/1/0/0", "root", 0.5)]
+    level = [record(recipe("x/1/0/1", "root", 0.002), 0.5)]
     assert expected_accuracies(others, {}, level, taught) == pytest.approx([0.5], abs=0.01)
 
 
