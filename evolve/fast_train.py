@@ -6,6 +6,7 @@ the end. It can stop at a validation and be taken up from there, as successive h
 """
 
 import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from evolve.activations import CHUNK, run_modules
 from evolve.augment import augment
 from evolve.candidate import Candidate, Part
+from evolve.fast_block import FastBlock
 from evolve.hparams import DataHParams
 from evolve.moving_average import MovingAverage
 from evolve.network import as_weights, build_part, load_weights, weights_of
@@ -38,7 +40,14 @@ from evolve.train import (
     validation_steps,
 )
 from models.component import ComponentRecord
+from models.names import ComponentId
+from models.network import NetworkShape
+from models.vit import Block
 from models.weights import Weights
+
+FROZEN_BYTES = 2**27  # most that a process keeps of frozen modules, the latest used: all of ViT-Ti's
+
+_frozen: OrderedDict[tuple[ComponentId, NetworkShape, str, bool], tuple[nn.Module, int]] = OrderedDict()
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,4 +279,17 @@ def _stored(part: Part, trained: OwnPart, pool: WeightPool) -> Part:
 
 
 def _module(part: Part, pool: WeightPool, plan: TrainPlan) -> nn.Module:
-    return build_part(part.component.kind, pool.get(part.component.id), plan.network).to(plan.device)
+    """Return the module of a part; of a frozen one the same that this process last had, where memory allows."""
+    key = part.component.id, plan.network, plan.device, plan.bf16_products
+    if part.is_own or key not in _frozen:
+        module = build_part(part.component.kind, pool.get(part.component.id), plan.network).to(plan.device)
+        if isinstance(module, Block) and plan.device == "cpu" and not plan.bf16_products:
+            module = FastBlock(module)
+        if part.is_own:
+            return module
+        _frozen[key] = module, 2 * 4 * part.component.parameters  # a fast block has its matrices twice
+    _frozen.move_to_end(key)
+    module, _ = _frozen[key]
+    while sum(num_bytes for _, num_bytes in _frozen.values()) > FROZEN_BYTES:
+        _frozen.popitem(last=False)
+    return module

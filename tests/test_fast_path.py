@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from evolve import local_executor
+from evolve import fast_train, local_executor
 from evolve.activations import CHUNK, Activations
 from evolve.candidate import Candidate
 from evolve.config import EvolveConfig
@@ -297,6 +297,16 @@ def test_bfloat16_trains_almost_as_well(tmp_path: Path, toy_task: Task, what: st
     assert quality
     assert wanted
     assert quality.validation_accuracy == pytest.approx(wanted.validation_accuracy, abs=0.2)
+
+
+def test_frozen_modules_are_built_once_and_only_so_many_are_kept(run: TaskRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen, own = (replace(run.nursery.root.parts[2], is_own=is_own) for is_own in (False, True))
+    block = fast_train._module(frozen, run.pool, run.plan(0))
+    assert fast_train._module(frozen, run.pool, run.plan(0)) is block
+    assert fast_train._module(own, run.pool, run.plan(0)) is not block
+    monkeypatch.setattr(fast_train, "FROZEN_BYTES", 0)
+    assert fast_train._module(frozen, run.pool, run.plan(0)) is block
+    assert not fast_train._frozen
 
 
 def test_the_last_block_may_be_run_for_the_class_token_alone() -> None:

@@ -1,0 +1,60 @@
+"""A block with its training step written out computes what the plain block computes, forwards and backwards."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from evolve.fast_block import PIECE_ROWS, FastBlock, _piece_count
+from models.vit import Block
+
+DIM = 24
+
+
+def block(*, is_own: bool) -> Block:
+    torch.manual_seed(0)
+    made = Block(DIM, 3, 4 * DIM)
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.uniform_(-0.3, 0.5)  # also of the layer norms, whose scales would all be 1 and shifts 0
+    return made.requires_grad_(is_own)
+
+
+@pytest.mark.parametrize(("images", "tokens"), [(64, 17), (7, 5), (2, 197), (1, 1)])  # in eight pieces, or in one
+@pytest.mark.parametrize(("is_own", "is_first"), [(True, True), (True, False), (False, False)])
+def test_outputs_and_gradients_are_the_blocks(images: int, tokens: int, is_own: bool, is_first: bool) -> None:
+    plain = block(is_own=is_own)
+    values = torch.randn(images, tokens, DIM, requires_grad=not is_first)
+    differentiable = [value for value in (values, *plain.parameters()) if value.requires_grad]
+    incoming = torch.randn(images, tokens, DIM)
+    wanted = plain(values)
+    wanted_gradients = torch.autograd.grad(wanted, differentiable, incoming)
+    answer = FastBlock(plain)(values)
+    torch.testing.assert_close(answer, wanted, rtol=1e-4, atol=1e-5)
+    gradients = torch.autograd.grad(answer, differentiable, incoming)
+    for mine, theirs in zip(gradients, wanted_gradients, strict=True):
+        assert (mine - theirs).norm() <= 1e-5 * max(1.0, theirs.norm())
+
+
+def test_the_weights_of_a_block_that_trains_are_those_of_each_step() -> None:
+    plain = block(is_own=True)
+    fast, values = FastBlock(plain), torch.randn(2, 5, DIM)
+    fast(values)
+    with torch.no_grad():
+        for weight in plain.parameters():
+            weight.add_(0.1)
+    torch.testing.assert_close(fast(values), plain(values), rtol=1e-4, atol=1e-5)
+
+
+def test_names_and_weights_are_the_blocks() -> None:
+    plain = block(is_own=True)
+    assert list(FastBlock(plain).state_dict()) == list(plain.state_dict())
+    assert list(FastBlock(plain).parameters()) == list(plain.parameters())
+
+
+def test_pieces_are_equal_and_whole_images() -> None:
+    for images, tokens in product((1, 7, 30, 64), (5, 17, 50, 197)):
+        count = _piece_count(images, tokens)
+        assert images % count == 0
+        assert count == 1 or images // count * tokens in PIECE_ROWS
+    assert _piece_count(64, 17) == 8
