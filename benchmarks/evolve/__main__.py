@@ -37,7 +37,9 @@ def main() -> None:
         """Measure what is missing, write it down, and say whether there is time for more."""
         if key not in raw:
             raw[key] = measure()
-            results.write(NAME, command="uv run python -m benchmarks.evolve", seeds=[0, 1, 2], raw=raw, bars=bars(raw))
+            results.write(
+                NAME, command="uv run python -m benchmarks.evolve", seeds=search.SEEDS, raw=raw, bars=bars(raw)
+            )
             print(key, raw[key], flush=True)
         is_time_left: bool = time.monotonic() < until
         return is_time_left

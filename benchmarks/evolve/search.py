@@ -54,7 +54,8 @@ CONFIG = EvolveConfig(
 HALVED = replace(CONFIG, halving=True, halving_from=2, children_per_generation=1)
 RANKED = replace(HALVED, rank_children=16, first_children=2, generations=16)
 IMAGES, VAL_IMAGES = 800, 400
-PLAIN, BAR, NOT_AVERAGED = "plain", "ranked, stopped early, averaged", "ranked, stopped early"
+PLAIN, AVERAGED = "plain", "average_weights"
+BAR, NOT_AVERAGED = "ranked, stopped early, averaged", "ranked, stopped early"
 WAYS = {
     PLAIN: CONFIG,
     BAR: replace(RANKED, average_weights=True),
@@ -64,10 +65,10 @@ WAYS = {
     "rank_children": replace(CONFIG, rank_children=16),
     "rank_parents": replace(CONFIG, rank_parents=True),
     "probe_head": replace(CONFIG, probe_head=True),
-    "average_weights": replace(CONFIG, average_weights=True),
+    AVERAGED: replace(CONFIG, average_weights=True),
 }
-OFTEN = (PLAIN, BAR, NOT_AVERAGED)  # with all seeds
-SEEDS = (0, 1, 2)
+OFTEN = (PLAIN, BAR, NOT_AVERAGED, AVERAGED)  # with all seeds
+SEEDS = (0, 1, 2, 3, 4)
 ABLATION_SEEDS = SEEDS[:1]
 
 
@@ -119,37 +120,40 @@ def images_ratio(raw: dict[str, Any]) -> float | None:
     return mean_ratio(raw, BAR, SEEDS)
 
 
-def mean_ratio(raw: dict[str, Any], way: str, seeds: Sequence[int]) -> float | None:
+def mean_ratio(raw: dict[str, Any], way: str, seeds: Sequence[int], *, base: str = PLAIN) -> float | None:
     """Return the mean of the tasks' ratios; None until all are in."""
-    ratios = task_ratios(raw, way, seeds)
+    ratios = task_ratios(raw, way, seeds, base=base)
     return sum(ratios.values()) / len(TASKS) if len(ratios) == len(TASKS) else None
 
 
 def table(raw: dict[str, Any]) -> str:
     """Return the ablation in Markdown."""
+    rows = [(way, way, PLAIN) for way in WAYS if way != PLAIN]
+    rows.append((f"{BAR}, over {AVERAGED} instead of plain", BAR, AVERAGED))
     lines = [
-        f"| {way} | {_shown(mean_ratio(raw, way, ABLATION_SEEDS))} | {_shown(mean_ratio(raw, way, SEEDS))} |"
-        for way in WAYS
-        if way != PLAIN
+        f"| {name} | "
+        + " | ".join(_shown(mean_ratio(raw, way, seeds, base=base)) for seeds in (ABLATION_SEEDS, SEEDS))
+        + " |"
+        for name, way, base in rows
     ]
-    head = "| images until the plain search's final score, over those that it took | seed 0 | three seeds |"
+    head = f"| images until the plain search's final score, over those that it took | seed 0 | {len(SEEDS)} seeds |"
     return "\n".join([head, "|---|---|---|", *lines])
 
 
-def task_ratios(raw: dict[str, Any], way: str, seeds: Sequence[int]) -> dict[str, float]:
+def task_ratios(raw: dict[str, Any], way: str, seeds: Sequence[int], *, base: str = PLAIN) -> dict[str, float]:
     """Return the ratio for each task that was measured with all of `seeds`.
 
-    A search that never reached the score counts with all its images, or with all of the plain one if these are more.
+    A search that never reached the score counts with all its images, or with all of the base's if these are more.
     """
     ratios = {}
     for task in TASKS:
-        keys = [(Search(task, PLAIN, seed).key, Search(task, way, seed).key) for seed in seeds]
+        keys = [(Search(task, base, seed).key, Search(task, way, seed).key) for seed in seeds]
         if any(key not in raw for pair in keys for key in pair):
             continue
         needed = seen = 0
-        for plain, other in ((raw[one], raw[two]) for one, two in keys):
-            most, target = plain["best_score_after"][-1]
-            needed += _images_until(target, plain) or most
+        for reference, other in ((raw[one], raw[two]) for one, two in keys):
+            most, target = reference["best_score_after"][-1]
+            needed += _images_until(target, reference) or most
             seen += _images_until(target, other) or max(most, other["best_score_after"][-1][0])
         ratios[task] = seen / needed
     return ratios
