@@ -3,8 +3,8 @@
 On a core most of a step goes into products with a block's matrices, and much of the rest into moving what
 lies between them, which is larger than the core's cache. So:
 
-- a product takes its rows in pieces that the kernel for small matrices takes, and every matrix lies as that
-  kernel wants it: a frozen block keeps both layouts, one that trains is transposed in each step;
+- a product takes its rows in pieces that the kernel for small matrices takes, and a small frozen matrix is kept in
+  both layouts, since that kernel is faster with the one that `Linear` does not have;
 - biases and residuals are added where the product goes, the gradient of GELU takes the place of what comes in;
 - of a frozen block nothing is kept that only gradients of its weights need;
 - into the frozen prefix nothing goes back, not even to the layer norm's own gradients (see `_norm_gradients`).
@@ -24,13 +24,13 @@ from models.vit import Block
 
 # Measured on one core with AVX-512: 170 GFLOP/s instead of 150 with matrices of ViT-Ti; less with ViT-B's.
 PIECE_ROWS = range(48, 177)
-PIECE_MATRIX = 2**18  # numbers in the largest matrix whose products are taken in pieces
+SMALL_MATRIX = 2**18  # most numbers in a matrix whose products are taken in pieces
 
 
 class FastBlock(Block):
     """A block on a CPU in float32, made of another's modules: names and weights are the same.
 
-    Whether it is frozen, and then its weights, may not change once it has run.
+    All of it trains or is frozen; the weights of one that ran frozen may not change while it stays so.
     """
 
     def __init__(self, block: Block) -> None:
@@ -41,9 +41,12 @@ class FastBlock(Block):
     def forward(self, tokens: Tensor) -> Tensor:
         """Take tokens to tokens, [batch, tokens, dim] each."""
         linears = self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2
-        transposed = self._frozen or tuple(linear.weight.detach().t().contiguous() for linear in linears)
+        transposed = tuple(linear.weight.detach().t() for linear in linears)
         if not self.norm1.weight.requires_grad:
-            self._frozen = transposed
+            self._frozen = self._frozen or tuple(
+                matrix.contiguous() if matrix.numel() <= SMALL_MATRIX else matrix for matrix in transposed
+            )
+            transposed = self._frozen
         return _BlockStep.apply(tokens, self.attn.num_heads, transposed, *self.parameters())  # type: ignore[no-any-return]
 
 
@@ -155,7 +158,7 @@ def _add_product(total: Tensor, values: Tensor, matrix: Tensor) -> Tensor:
 def _pieces(values: Tensor, matrix: Tensor) -> Tensor:
     """Return the rows of all images, [pieces, rows, inputs]."""
     images, tokens, inputs = values.shape
-    count = _piece_count(images, tokens) if matrix.numel() <= PIECE_MATRIX else 1
+    count = _piece_count(images, tokens) if matrix.numel() <= SMALL_MATRIX else 1
     return values.view(count, -1, inputs)
 
 

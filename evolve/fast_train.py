@@ -1,8 +1,9 @@
 """Training of one candidate from activations that its generation shares: the fast path.
 
 It computes what the plain path (`evolve/train.py`) computes, up to float rounding, but starts where the
-candidate's own parts begin, runs the last block for the class token alone, and stores weights once, at
-the end. It can stop at a validation and be taken up from there, as successive halving does.
+candidate's own parts begin, has the training step of a block written out, runs the last block for the class
+token alone, and stores weights once, at the end. It can stop at a validation and be taken up from there, as
+successive halving does.
 """
 
 import time
@@ -45,7 +46,7 @@ from models.network import NetworkShape
 from models.vit import Block
 from models.weights import Weights
 
-FROZEN_BYTES = 2**27  # most that a process keeps of frozen modules, the latest used: all of ViT-Ti's
+FROZEN_BYTES = 2**27  # of the frozen modules last used, that a process keeps for the next candidate: all of ViT-Ti's
 
 _frozen: OrderedDict[tuple[ComponentId, NetworkShape, str, bool], tuple[nn.Module, int]] = OrderedDict()
 
@@ -279,17 +280,17 @@ def _stored(part: Part, trained: OwnPart, pool: WeightPool) -> Part:
 
 
 def _module(part: Part, pool: WeightPool, plan: TrainPlan) -> nn.Module:
-    """Return the module of a part; of a frozen one the same that this process last had, where memory allows."""
+    """Return the module of a part; a frozen one from the process's cache, if it is still there."""
     key = part.component.id, plan.network, plan.device, plan.bf16_products
-    if part.is_own or key not in _frozen:
-        module = build_part(part.component.kind, pool.get(part.component.id), plan.network).to(plan.device)
-        if isinstance(module, Block) and plan.device == "cpu" and not plan.bf16_products:
-            module = FastBlock(module)
-        if part.is_own:
-            return module
-        _frozen[key] = module, 2 * 4 * part.component.parameters  # a fast block has its matrices twice
-    _frozen.move_to_end(key)
-    module, _ = _frozen[key]
-    while sum(num_bytes for _, num_bytes in _frozen.values()) > FROZEN_BYTES:
-        _frozen.popitem(last=False)
+    if not part.is_own and key in _frozen:
+        _frozen.move_to_end(key)
+        return _frozen[key][0]
+    module = build_part(part.component.kind, pool.get(part.component.id), plan.network).to(plan.device)
+    if isinstance(module, Block) and plan.device == "cpu" and not plan.bf16_products:
+        module = FastBlock(module)
+    if not part.is_own:
+        layouts = 2 if isinstance(module, FastBlock) else 1  # at most
+        _frozen[key] = module, 4 * layouts * part.component.parameters
+        while sum(num_bytes for _, num_bytes in _frozen.values()) > FROZEN_BYTES:
+            _frozen.popitem(last=False)
     return module

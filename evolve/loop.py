@@ -23,10 +23,15 @@ def one_after_another(
     """The plain executor: train each candidate from the pixels on, sharing nothing.
 
     Raises:
-        InvalidConfig: the plan wants the worse half stopped, which this executor cannot do.
+        InvalidConfig: the plan wants the worse half stopped or bfloat16, neither of which this executor can do.
     """
     if plan.halving:
         raise InvalidConfig("halving = true needs the fast path, which stops candidates: leave --plain out")
+    if plan.bf16_products or plan.activation_dtype != "float32":
+        option = "bf16_products" if plan.bf16_products else "bf16_activations"
+        raise InvalidConfig(
+            f"{option} = true needs the fast path, this one is in float32 throughout: leave --plain out"
+        )
     for candidate in candidates:
         yield train_candidate(candidate, task, pool, plan)
 

@@ -22,11 +22,18 @@ def block(*, is_own: bool) -> Block:
 
 @pytest.mark.parametrize(("images", "tokens"), [(64, 17), (7, 5), (2, 197), (1, 1)])  # in eight pieces, or in one
 @pytest.mark.parametrize(("is_own", "is_first"), [(True, True), (True, False), (False, False)])
-def test_outputs_and_gradients_are_the_blocks(images: int, tokens: int, is_own: bool, is_first: bool) -> None:
+@pytest.mark.parametrize("scale", [1.0, 1e-3])  # so small that the layer norms' epsilons count
+def test_outputs_and_gradients_are_the_blocks(
+    images: int, tokens: int, is_own: bool, is_first: bool, scale: float
+) -> None:
     plain = block(is_own=is_own)
-    values = torch.randn(images, tokens, DIM, requires_grad=not is_first)
+    with torch.no_grad():
+        for bias in (plain.attn.proj.bias, plain.attn.proj.weight):
+            bias.mul_(scale)
+    values = (scale * torch.randn(images, tokens, DIM)).requires_grad_(not is_first)
     differentiable = [value for value in (values, *plain.parameters()) if value.requires_grad]
-    incoming = torch.randn(images, tokens, DIM)
+    incoming = torch.randn(images, DIM, tokens).transpose(1, 2)  # laid out in another order than it is taken in
+    before = incoming.clone()
     wanted = plain(values)
     wanted_gradients = torch.autograd.grad(wanted, differentiable, incoming)
     answer = FastBlock(plain)(values)
@@ -34,12 +41,15 @@ def test_outputs_and_gradients_are_the_blocks(images: int, tokens: int, is_own: 
     gradients = torch.autograd.grad(answer, differentiable, incoming)
     for mine, theirs in zip(gradients, wanted_gradients, strict=True):
         assert (mine - theirs).norm() <= 1e-5 * max(1.0, theirs.norm())
+    assert torch.equal(incoming, before)
 
 
-def test_the_weights_of_a_block_that_trains_are_those_of_each_step() -> None:
-    plain = block(is_own=True)
+@pytest.mark.parametrize("was_frozen", [False, True])
+def test_the_weights_of_a_block_that_trains_are_those_of_each_step(was_frozen: bool) -> None:
+    plain = block(is_own=not was_frozen)
     fast, values = FastBlock(plain), torch.randn(2, 5, DIM)
     fast(values)
+    plain.requires_grad_(True)
     with torch.no_grad():
         for weight in plain.parameters():
             weight.add_(0.1)

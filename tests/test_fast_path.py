@@ -1,5 +1,6 @@
 """The fast path computes what the plain path computes, whatever the candidates own and however many workers train."""
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,9 @@ import torch
 
 from evolve import fast_train, local_executor
 from evolve.activations import CHUNK, Activations
-from evolve.candidate import Candidate
+from evolve.candidate import Candidate, Part
 from evolve.config import EvolveConfig
+from evolve.fast_block import FastBlock
 from evolve.fast_train import finished, train
 from evolve.hparams import DataHParams, OptimiserHParams
 from evolve.journal import Journal
@@ -206,6 +208,14 @@ def test_halving_stops_the_worse_half_at_each_validation(run: TaskRun, workers: 
         list(one_after_another(candidates, run.task, run.pool, plan))
 
 
+@pytest.mark.parametrize("option", ["bf16_activations", "bf16_products"])
+def test_the_plain_path_refuses_bfloat16(tmp_path: Path, toy_task: Task, option: str) -> None:
+    store = create_store(tmp_path / "store", load_root(ROOT))
+    config = replace(CONFIG, **{option: True})  # type: ignore[arg-type]  # both are yes or no
+    with pytest.raises(InvalidConfig, match=f"{option} = true needs the fast path.*leave --plain out"):
+        evolve_task(toy_task, store, config, execute=one_after_another)
+
+
 def test_a_candidate_handed_from_worker_to_worker_trains_the_same(run: TaskRun, workers: LocalExecutor) -> None:
     data = DataHParams(16)
     candidates = [candidate_with(run, "patch_embed", data, f"shapes_c/1/0/{at}") for at in range(3)]
@@ -299,14 +309,30 @@ def test_bfloat16_trains_almost_as_well(tmp_path: Path, toy_task: Task, what: st
     assert quality.validation_accuracy == pytest.approx(wanted.validation_accuracy, abs=0.2)
 
 
-def test_frozen_modules_are_built_once_and_only_so_many_are_kept(run: TaskRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    frozen, own = (replace(run.nursery.root.parts[2], is_own=is_own) for is_own in (False, True))
-    block = fast_train._module(frozen, run.pool, run.plan(0))
-    assert fast_train._module(frozen, run.pool, run.plan(0)) is block
-    assert fast_train._module(own, run.pool, run.plan(0)) is not block
-    monkeypatch.setattr(fast_train, "FROZEN_BYTES", 0)
-    assert fast_train._module(frozen, run.pool, run.plan(0)) is block
-    assert not fast_train._frozen
+def test_frozen_modules_are_built_once_and_only_the_last_used_are_kept(
+    run: TaskRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = run.plan(0)
+    blocks = [replace(part, is_own=False) for part in run.nursery.root.parts if part.component.kind == "block"]
+    num_bytes = 2 * 4 * blocks[0].component.parameters
+
+    def module(part: Part, plan: TrainPlan = plan) -> torch.nn.Module:
+        return fast_train._module(part, run.pool, plan)
+
+    monkeypatch.setattr(fast_train, "_frozen", OrderedDict())
+    monkeypatch.setattr(fast_train, "FROZEN_BYTES", 2 * num_bytes)
+    first, second = module(blocks[0]), module(blocks[1])
+    assert isinstance(first, FastBlock)
+    assert module(blocks[0]) is first
+    module(blocks[2])  # in the place of the second, which was used less lately
+    assert module(blocks[0]) is first
+    assert module(blocks[1]) is not second
+    assert len(fast_train._frozen) == 2
+    own = replace(blocks[0], is_own=True)
+    assert isinstance(module(own), FastBlock)
+    assert module(own) is not module(own)
+    assert module(blocks[0], replace(plan, network=replace(plan.network, num_heads=1))) is not first
+    assert type(module(blocks[0], replace(plan, bf16_products=True))) is Block
 
 
 def test_the_last_block_may_be_run_for_the_class_token_alone() -> None:
