@@ -1,4 +1,4 @@
-"""Evolution at speed: `uv run python -m benchmarks.evolve`, some 40 minutes on 2 cores.
+"""Evolution at speed: `uv run python -m benchmarks.evolve`, some 80 minutes on 2 cores.
 
 A run that was stopped is taken up again. Needs the data folder that TEST_SHARED_DATA names, or ../shared.
 `--minutes` stops early, `--afresh` forgets what was measured before.
@@ -26,7 +26,7 @@ PARTS: dict[str, Part] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--minutes", type=float, default=100.0)
     parser.add_argument("--part", choices=sorted(PARTS), help="Only one of the parts.")
     parser.add_argument("--afresh", action="store_true")
     arguments = parser.parse_args()
