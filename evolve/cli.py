@@ -117,6 +117,8 @@ def evolve(
     from evolve.source import Columns
 
     opened = Store.open(store)
+    if plain and (workers is not None or executor != "local"):
+        raise typer.BadParameter("--plain trains one after another in this process: leave --workers and --executor out")
     if budget is not None:
         parse_budget(budget)
     resolved = load_config(config, settings or [], preset="online" if budget and preset is None else preset)

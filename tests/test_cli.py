@@ -197,6 +197,9 @@ def test_wrong_usage_is_exit_code_2(cli: Cli, tiny_store: Path) -> None:
     assert "Missing argument 'TASK'" in cli.fail("evolve", tiny_store, code=2)
     assert "characters names tasks" in cli.fail("evolve", tiny_store, "--suite", "characters", "--data", "x", code=2)
     assert "--data-root" in cli.fail(*evolve_words(tiny_store, "toys", tiny_store), "--data-root", ".", code=2)
+    for options in (["--workers", 2], ["--executor", "ray"]):
+        refused = cli.fail(*evolve_words(tiny_store, "toys", tiny_store), "--plain", *options, code=2)
+        assert "leave --workers and --executor out" in refused.replace("│ ", "")
     assert "No such command 'evolv'" in cli.fail("evolv", code=2)
 
 
