@@ -57,8 +57,8 @@ class _BlockStep(Function):
     def forward(ctx: Any, tokens: Tensor, num_heads: int, transposed: tuple[Tensor, ...], *weights: Tensor) -> Tensor:
         scale1, shift1, _, qkv_bias, _, proj_bias, scale2, shift2, _, fc1_bias, _, fc2_bias = weights
         qkv_t, proj_t, fc1_t, fc2_t = transposed
-        batch, length, dim = tokens.shape
-        ctx.num_heads, ctx.is_own = num_heads, scale1.requires_grad
+        dim = tokens.shape[-1]
+        ctx.is_own = scale1.requires_grad
         ctx.is_first = ctx.is_own and not ctx.needs_input_grad[0]
         if ctx.is_first:
             whitened, mean1, rstd1 = torch.native_layer_norm(tokens, (dim,), None, None, LAYER_NORM_EPS)
@@ -68,8 +68,7 @@ class _BlockStep(Function):
             whitened = normed
         qkv = _product(normed, qkv_t).add_(qkv_bias)
         mixed, weighting = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*_heads(qkv, num_heads))
-        mixed_rows = mixed.transpose(1, 2).reshape(batch, length, dim)
-        attended = _add_product(tokens + proj_bias, mixed_rows, proj_t)
+        attended = _add_product(tokens + proj_bias, _side_by_side(mixed), proj_t)
         normed, mean2, rstd2 = torch.native_layer_norm(attended, (dim,), scale2, shift2, LAYER_NORM_EPS)
         hidden = _product(normed, fc1_t).add_(fc1_bias)
         active = F.gelu(hidden)
@@ -85,8 +84,7 @@ class _BlockStep(Function):
         scale1, shift1, qkv_weight, _, proj_weight, _, scale2, shift2, fc1_weight, _, fc2_weight, _ = saved[:12]
         tokens, mean1, rstd1, qkv, mixed, weighting, attended, mean2, rstd2, hidden = saved[12:22]
         whitened, normed, active = saved[22:]
-        batch, length, dim = tokens.shape
-        is_own = ctx.is_own
+        dim, is_own = tokens.shape[-1], ctx.is_own
         norm_backward = torch.ops.aten.native_layer_norm_backward
 
         grad = grad.contiguous()
@@ -98,10 +96,10 @@ class _BlockStep(Function):
         into, *of_norm2 = norm_backward(into, attended, (dim,), mean2, rstd2, scale2, shift2, [True, is_own, is_own])
         residual = into.add_(grad)
 
-        of_proj = _linear_gradients(residual, mixed.transpose(1, 2).reshape(batch, length, dim) if is_own else None)
-        into = _product(residual, proj_weight).view(batch, length, ctx.num_heads, -1).transpose(1, 2)
+        of_proj = _linear_gradients(residual, _side_by_side(mixed) if is_own else None)
+        into = _product(residual, proj_weight).view_as(mixed.transpose(1, 2)).transpose(1, 2)
         of_heads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            into, *_heads(qkv, ctx.num_heads), mixed, weighting, dropout_p=0.0, is_causal=False
+            into, *_heads(qkv, mixed.shape[1]), mixed, weighting, dropout_p=0.0, is_causal=False
         )
         into = torch.stack([values.transpose(1, 2) for values in of_heads], dim=2).view_as(qkv)
         of_qkv = _linear_gradients(into, whitened)
@@ -140,6 +138,11 @@ def _heads(qkv: Tensor, num_heads: int) -> list[Tensor]:
     """Return queries, keys and values, [batch, heads, tokens, width] each, of [batch, tokens, 3 * dim]."""
     parts = qkv.view(*qkv.shape[:2], 3, num_heads, -1).unbind(2)
     return [values.transpose(1, 2) for values in parts]
+
+
+def _side_by_side(mixed: Tensor) -> Tensor:
+    """Return what the heads mixed, [batch, tokens, dim], of [batch, heads, tokens, width]."""
+    return mixed.transpose(1, 2).flatten(2)
 
 
 def _product(values: Tensor, matrix: Tensor) -> Tensor:

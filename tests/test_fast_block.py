@@ -28,8 +28,8 @@ def test_outputs_and_gradients_are_the_blocks(
 ) -> None:
     plain = block(is_own=is_own)
     with torch.no_grad():
-        for bias in (plain.attn.proj.bias, plain.attn.proj.weight):
-            bias.mul_(scale)
+        for weight in plain.attn.proj.parameters():
+            weight.mul_(scale)
     values = (scale * torch.randn(images, tokens, DIM)).requires_grad_(not is_first)
     differentiable = [value for value in (values, *plain.parameters()) if value.requires_grad]
     incoming = torch.randn(images, DIM, tokens).transpose(1, 2)  # laid out in another order than it is taken in
