@@ -41,8 +41,12 @@ class Activations:
 
     def read(self, rows: np.ndarray | slice) -> Tensor:
         """Return rows as float32 [rows, *row_shape], a copy."""
+        return self.stored(rows).to(torch.float32)
+
+    def stored(self, rows: np.ndarray | slice = slice(None)) -> Tensor:
+        """Return rows as they are kept, a copy."""
         stored = np.memmap(self.path, self._stored_type, "r", shape=(self.rows, *self.row_shape))
-        return torch.from_numpy(np.array(stored[rows])).view(DTYPES[self.dtype]).to(torch.float32)
+        return torch.from_numpy(np.array(stored[rows])).view(DTYPES[self.dtype])
 
     def begin(self) -> Path:
         """Make room for all rows in a file that nobody reads yet, and return it."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from evolve.device_memory import to_device
 from evolve.hparams import DataHParams
 
 # RGB to luma and two chroma axes (YIQ) and back: turning the chroma plane turns the hue.
@@ -37,14 +38,14 @@ def _crop_and_flip(images: Tensor, hparams: DataHParams, rng: np.random.Generato
     boxes = np.zeros((count, 2, 3), np.float32)
     boxes[:, 0, 0], boxes[:, 0, 2] = width * mirror, left
     boxes[:, 1, 1], boxes[:, 1, 2] = height, top
-    grid = F.affine_grid(torch.from_numpy(boxes).to(images.device), list(images.shape), align_corners=False)
+    grid = F.affine_grid(to_device(boxes, str(images.device)), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def _jitter(images: Tensor, hparams: DataHParams, rng: np.random.Generator) -> Tensor:
     def factor(strength: float) -> Tensor:
         drawn = rng.uniform(1 - strength, 1 + strength, (len(images), 1, 1, 1)).astype(np.float32)
-        return torch.from_numpy(drawn).to(images.device)
+        return to_device(drawn, str(images.device))
 
     images = images * factor(hparams.brightness)
     mean = images.mean(dim=(1, 2, 3), keepdim=True)

@@ -1,13 +1,13 @@
 """Training of one candidate from activations that its generation shares: the fast path.
 
 It computes what the plain path (`evolve/train.py`) computes, up to float rounding, but starts where the
-candidate's own parts begin, has the training step of a block written out, runs the last block for the class
-token alone, and stores weights once, at the end. It can stop at a validation and be taken up from there, as
-successive halving does.
+candidate's own parts begin, runs the last block for the class token alone, and stores weights once, at the end.
+On a CPU the training step of a block is written out; on a GPU that of the whole network is launched as one, and
+what it reads is in the device's memory if that has room. It can stop at a validation and be taken up from there,
+as successive halving does.
 """
 
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -22,8 +22,11 @@ from torch.nn import functional as F
 from evolve.activations import CHUNK, run_modules
 from evolve.augment import augment
 from evolve.candidate import Candidate, Part
+from evolve.device_memory import Kept, to_device
 from evolve.fast_block import FastBlock
+from evolve.graphed_step import GraphedStep
 from evolve.hparams import DataHParams
+from evolve.lanes import Turns, complete
 from evolve.moving_average import MovingAverage
 from evolve.network import as_weights, build_part, load_weights, weights_of
 from evolve.pool import WeightPool
@@ -41,14 +44,15 @@ from evolve.train import (
     validation_steps,
 )
 from models.component import ComponentRecord
-from models.names import ComponentId
-from models.network import NetworkShape
 from models.vit import Block
 from models.weights import Weights
 
-FROZEN_BYTES = 2**27  # of the frozen modules last used, that a process keeps for the next candidate: all of ViT-Ti's
+# Of the frozen modules last used, that a process keeps for the next candidate: on a CPU all of ViT-Ti's
+FROZEN_BYTES = {"cpu": 2**27, "cuda": 2**31}
+INPUTS_SHARE = 0.25  # of a GPU's memory, for the inputs last used
 
-_frozen: OrderedDict[tuple[ComponentId, NetworkShape, str, bool], tuple[nn.Module, int]] = OrderedDict()
+_frozen: Kept[nn.Module] = Kept()
+_inputs: Kept[Tensor] = Kept()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,21 +97,35 @@ class Inputs:
         self._data = data
         self._plan = plan
         self._pixels = (task.val if images == "val" else task.train).pixels(data.image_size)
+        self._pixels_key = task.digest, images, data.image_size, plan.device
         self._batches = list(batches(len(task.train), plan)) if self.is_sequence else []
+        self._on_device: Tensor | None = None  # all rows, or all pixels
 
     def load(self, pool: WeightPool) -> "Inputs":
-        """Build the frozen components that are still to be run."""
+        """Build the frozen components that are still to be run, and have a GPU take in what it has room for."""
         self._modules = [_module(part, pool, self._plan) for part in self._missing]
+        if self._plan.device != "cpu":
+            self._on_device = self._taken_in()
         return self
 
-    @torch.no_grad()
     def at(self, rows: np.ndarray | slice) -> Tensor:
         """Return the values of some rows; of a sequence, the rows of one batch."""
-        if self._kept:
-            values = self._kept.read(rows).to(self._plan.device)
-        else:
-            values = scaled(self._levels(rows), self._plan.preprocessing)
-        return run_modules(self._modules, values, ends_body=self._ends_body)
+        return self.through(self.source(rows))
+
+    @torch.no_grad()
+    def source(self, rows: np.ndarray | slice) -> Tensor:
+        """Return what is kept of some rows, or else their scaled pixels."""
+        if not self._kept:
+            return scaled(self._levels(rows), self._plan.preprocessing)
+        if self._on_device is None:
+            return self._kept.read(rows).to(self._plan.device)
+        return self._on_device[self._index(rows)].to(torch.float32)
+
+    @torch.no_grad()
+    def through(self, values: Tensor) -> Tensor:
+        """Return what comes out of the components that nothing is kept behind."""
+        with bf16_products(self._plan):
+            return run_modules(self._modules, values, ends_body=self._ends_body)
 
     def _levels(self, rows: np.ndarray | slice) -> Tensor:
         step = 1
@@ -115,10 +133,38 @@ class Inputs:
             assert isinstance(rows, slice), "a sequence is read batch by batch"
             step = rows.start // self._plan.batch_size + 1
             rows = self._batches[step - 1]
-        levels = torch.from_numpy(np.array(self._pixels[rows])).to(self._plan.device)
+        if self._on_device is None:
+            levels = torch.from_numpy(np.array(self._pixels[rows])).to(self._plan.device)
+        else:
+            levels = self._on_device[self._index(rows)]
         # what is not a sequence has nothing random, so its generator draws nothing
         data = self._data if self.is_sequence else DataHParams(self._data.image_size)
         return augment(levels, data, np.random.default_rng((*self._plan.seed, step)))
+
+    def _index(self, rows: np.ndarray | slice) -> Tensor | slice:
+        return rows if isinstance(rows, slice) else to_device(rows, self._plan.device)
+
+    def _taken_in(self) -> Tensor | None:
+        """Return all rows, or all pixels, in the device's memory; None if they would take too much of it."""
+        room = int(INPUTS_SHARE * torch.cuda.get_device_properties(self._plan.device).total_memory)
+        if kept := self._kept:
+            if kept.num_bytes > room:
+                return None
+            key, num_bytes = (kept.path, self._plan.device), kept.num_bytes
+            return _inputs.get(key, lambda: kept.stored().to(self._plan.device), num_bytes, most_bytes=room)
+        if self._pixels.nbytes > room:
+            return None
+        return _inputs.get(
+            self._pixels_key,
+            lambda: torch.from_numpy(np.array(self._pixels)).to(self._plan.device),
+            self._pixels.nbytes,
+            most_bytes=room,
+        )
+
+
+def bf16_products(plan: TrainPlan) -> torch.autocast:
+    """Return the context in which matrices are multiplied in bfloat16, if the plan says so."""
+    return torch.autocast(torch.device(plan.device).type, torch.bfloat16, enabled=plan.bf16_products)
 
 
 def pieces(shared: Shared, data: DataHParams, plan: TrainPlan) -> list[slice]:
@@ -137,13 +183,14 @@ def fill(
     task: Task,
     pool: WeightPool,
     plan: TrainPlan,
-) -> float:
-    """Compute shared activations for some pieces of rows, and return how many seconds it took."""
+) -> Turns[float]:
+    """Compute shared activations for some pieces of rows, a turn each; its result is how many seconds it took."""
     started = time.perf_counter()
     torch.set_num_threads(plan.threads)
     inputs = Inputs(shared.prefix, shared.images, shared.source, data, task, plan).load(pool)
     for piece in rows:
         shared.activations.write(unfinished, piece.start, inputs.at(piece))
+        yield
     return time.perf_counter() - started
 
 
@@ -159,9 +206,24 @@ def train(
 ) -> Checkpoint:
     """Train a candidate until it has been validated `validations` times, from the start or from a checkpoint.
 
-    What is computed is what `evolve.train.train_candidate` computes, and the result of going on from a
+    What is computed is what `evolve.train.train_candidate` computes, and on a CPU the result of going on from a
     checkpoint is bit by bit that of not having stopped.
     """
+    work = train_in_turns(candidate, sharing, task, pool, plan, checkpoint=checkpoint, validations=validations)
+    return complete(work, plan.device)
+
+
+def train_in_turns(
+    candidate: Candidate,
+    sharing: Sharing,
+    task: Task,
+    pool: WeightPool,
+    plan: TrainPlan,
+    *,
+    checkpoint: Checkpoint | None = None,
+    validations: int,
+) -> Turns[Checkpoint]:
+    """Do the same as `train`, a turn for each step."""
     started = time.perf_counter()
     torch.set_num_threads(plan.threads)
     watch = Stopwatch(checkpoint.phases if checkpoint else Phases())
@@ -170,6 +232,7 @@ def train(
         inputs = Inputs(prefix, "train", sharing.longest(candidate, "train"), candidate.data, task, plan).load(pool)
         val_inputs = Inputs(prefix, "val", sharing.longest(candidate, "val"), candidate.data, task, plan).load(pool)
         network = _Trainable(candidate, len(prefix.parts), pool, plan, checkpoint)
+    launch = GraphedStep(lambda values, labels: network.learn(inputs.through(values), labels))
     curve = list(checkpoint.curve) if checkpoint else []
     best = checkpoint.best if checkpoint else ()
     done = checkpoint.step if checkpoint else 0
@@ -178,19 +241,28 @@ def train(
     for step, batch in islice(enumerate(batches(len(task.train), plan), start=1), done, last):
         with watch.phase("data"):
             rows = slice((step - 1) * plan.batch_size, step * plan.batch_size) if inputs.is_sequence else batch
-            values = inputs.at(rows)
-            labels = torch.from_numpy(task.train.labels[batch]).to(plan.device)
-        with watch.phase("forward"):
-            loss = F.cross_entropy(network.logits(values), labels)
-        with watch.phase("backward"):
-            network.step(loss, step, plan)
+            values = inputs.source(rows) if network.is_launched_whole else inputs.at(rows)
+            labels = to_device(task.train.labels[batch], plan.device)
+            network.set_learning_rate(step)
+        if network.is_launched_whole:
+            with watch.phase("backward"):
+                launch(values, labels)
+        else:
+            with watch.phase("forward"):
+                loss = network.loss(values, labels)
+            with watch.phase("backward"):
+                network.step(loss)
+        network.average(step)
         if step in checks:
+            with watch.phase("backward"):
+                network.wait()
             with network.validated():
                 with watch.phase("validation"):
                     curve.append(_accuracy(network, val_inputs, task.val.labels))
                 with watch.phase("saving"):
                     if curve[-1] == max(curve):
                         best = network.own_parts()
+        yield
     seconds = time.perf_counter() - started + (checkpoint.seconds if checkpoint else 0.0)
     return Checkpoint(last, network.own_parts(), network.averages(), best, tuple(curve), seconds, watch.phases)
 
@@ -222,11 +294,12 @@ class _Trainable:
         *self._layers, self._norm, self._head = modules
         self._own = [(part, module) for part, module in zip(parts, modules, strict=True) if part.is_own]
         self._hparams = candidate.hparams
+        self._plan = plan
+        self.is_launched_whole = plan.device != "cpu"
         if checkpoint:
             for (_, module), state in zip(self._own, checkpoint.present, strict=True):
                 load_weights(module, state.weights)
-        self._rounds = torch.autocast(torch.device(plan.device).type, torch.bfloat16, enabled=plan.bf16_products)
-        self._optimiser = make_optimiser(candidate.hparams, self._own, pool)
+        self._optimiser = make_optimiser(candidate.hparams, self._own, pool, is_captured=self.is_launched_whole)
         if checkpoint:
             for (_, module), state in zip(self._own, checkpoint.present, strict=True):
                 for name, parameter in module.named_parameters():
@@ -236,19 +309,35 @@ class _Trainable:
         self._average = MovingAverage([module for _, module in self._own], averages) if plan.average_weights else None
 
     def logits(self, values: Tensor) -> Tensor:
-        with self._rounds:
+        with bf16_products(self._plan):
             return self._head(self._norm(run_modules(self._layers, values, ends_body=True))).float()  # type: ignore[no-any-return]
 
-    def step(self, loss: Tensor, step: int, plan: TrainPlan) -> None:
+    def learn(self, values: Tensor, labels: Tensor) -> None:
+        """Take a whole step on a batch."""
+        self.step(self.loss(values, labels))
+
+    def loss(self, values: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.logits(values), labels)
+
+    def step(self, loss: Tensor) -> None:
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(
             [weight for _, module in self._own for weight in module.parameters()], MAX_GRADIENT_NORM
         )
-        set_learning_rate(self._optimiser, self._hparams, step, plan)
         self._optimiser.step()
+
+    def set_learning_rate(self, step: int) -> None:
+        set_learning_rate(self._optimiser, self._hparams, step, self._plan)
+
+    def average(self, step: int) -> None:
         if self._average:
             self._average.add(step)
+
+    def wait(self) -> None:
+        """Let the device do what was launched: the time is that of training, not of what comes next."""
+        if self._plan.device != "cpu":
+            torch.cuda.current_stream().synchronize()
 
     def validated(self) -> AbstractContextManager[None]:
         """Let the network have the weights that are to be validated meanwhile."""
@@ -280,17 +369,21 @@ def _stored(part: Part, trained: OwnPart, pool: WeightPool) -> Part:
 
 
 def _module(part: Part, pool: WeightPool, plan: TrainPlan) -> nn.Module:
-    """Return the module of a part; a frozen one from the process's cache, if it is still there."""
+    """Return the module of a part; a frozen one from the process's memory, if it is still there."""
+    if part.is_own:
+        return _built(part, pool, plan)
     key = part.component.id, plan.network, plan.device, plan.bf16_products
-    if not part.is_own and key in _frozen:
-        _frozen.move_to_end(key)
-        return _frozen[key][0]
+    num_bytes = 2 * 4 * part.component.parameters  # at most: a fast block keeps matrices in both layouts
+    most_bytes = FROZEN_BYTES[torch.device(plan.device).type]
+    return _frozen.get(key, lambda: _built(part, pool, plan), num_bytes, most_bytes=most_bytes)
+
+
+def _built(part: Part, pool: WeightPool, plan: TrainPlan) -> nn.Module:
     module = build_part(part.component.kind, pool.get(part.component.id), plan.network).to(plan.device)
     if isinstance(module, Block) and plan.device == "cpu" and not plan.bf16_products:
-        module = FastBlock(module)
-    if not part.is_own:
-        layouts = 2 if isinstance(module, FastBlock) else 1  # at most
-        _frozen[key] = module, 4 * layouts * part.component.parameters
-        while sum(num_bytes for _, num_bytes in _frozen.values()) > FROZEN_BYTES:
-            _frozen.popitem(last=False)
+        return FastBlock(module)
+    if plan.device != "cpu" and plan.bf16_products and not part.is_own:
+        for layer in module.modules():
+            if isinstance(layer, (nn.Linear, nn.Conv2d)):
+                layer.to(torch.bfloat16)  # as autocast would in every step
     return module

@@ -1,10 +1,10 @@
 """The local executor: a generation's candidates side by side on this machine, sharing what is frozen.
 
-Worker processes map the shared activations' files. Each candidate trains with the plan's number of
+On a CPU worker processes map the shared activations' files. Each candidate trains with the plan's number of
 threads whatever the number of workers, and rows are computed in fixed pieces, so the number of workers
 changes the time and nothing else. Processes rather than threads: on small networks two processes of one
-thread each did over twice the work of one process with two threads. On a GPU too: small networks leave
-it waiting for the next kernel most of the time, and how many processes fill it is measured.
+thread each did over twice the work of one process with two threads. On a GPU candidates take turns in this
+process (`evolve/lanes.py`): processes there do not run at once, but wait for each other's slices of time.
 """
 
 import ctypes
@@ -27,8 +27,10 @@ from typing import ParamSpec, TypeVar
 import torch
 
 from evolve.candidate import Candidate
-from evolve.fast_train import Checkpoint, fill, finished, pieces, train
+from evolve.fast_train import Checkpoint, fill, finished, pieces, train_in_turns
+from evolve.graphed_step import WARM_UP
 from evolve.halving import train_halved
+from evolve.lanes import Lanes, Turns, complete
 from evolve.pool import WeightPool
 from evolve.prefix import Shared, Sharing, plan_sharing
 from evolve.task import Task
@@ -48,7 +50,7 @@ PROCESS_FLOPS = 5e11
 MALLOC_SETTINGS = ((-1, 2**30), (-3, 2**25))
 
 AT_ONCE = (1, 2, 4, 8)  # candidates on one GPU that are tried
-TRIAL_STEPS = 8  # of each
+TRIAL_STEPS = 16  # of each that are timed
 LEAST_GAIN = 1.05  # in candidates a second, for which it is worth having more at once
 LEAST_SAVED = 0.98  # of a generation's time, for which it is worth handing a candidate from one worker to another
 
@@ -85,17 +87,19 @@ def fastest(counts: Sequence[int], seconds: Callable[[int], float | None]) -> in
 
 
 class LocalExecutor:
-    """Trains generations; with one worker in this process, with more in processes of its own.
+    """Trains generations; on a CPU with one worker in this process, with more in processes of its own.
 
-    With None the first large generation shows how many are fastest, by some steps of its candidates.
-    A generation that costs less than `process_flops` trains in this process in any case, unless they run
-    already. A context manager: its end ends the processes, at once if it ends by an error or by Ctrl-C.
+    On a GPU so many candidates take turns in this process. With None as many as the first large generation shows to be
+    fastest, by some steps of its candidates. A generation that costs less than `process_flops` trains one after another
+    in this process in any case, unless others run already. A context manager: its end ends the processes, at once if it
+    ends by an error or by Ctrl-C.
     """
 
     def __init__(self, workers: int | None = 1, *, process_flops: float = PROCESS_FLOPS) -> None:
         self._most_workers = workers
-        self._workers = 1  # that train the present generation
+        self.workers = 1  # that train the present generation at once
         self._process_flops = process_flops
+        self._lanes: Lanes | None = None  # where the present generation takes turns, in this process
         self._processes: ProcessPoolExecutor | None = None
         self._lifeline: Connection | None = None
 
@@ -115,49 +119,34 @@ class LocalExecutor:
         for images in (task.train, task.val):
             images.pixels(size)  # decoded here once, so that no worker does
         is_large = sum(candidate.flops(plan.network) for candidate in candidates) * plan.images >= self._process_flops
+        takes_turns = plan.device != "cpu" or self._most_workers is None
         if self._most_workers is None and is_large:
-            self._most_workers = fastest(AT_ONCE, partial(self._trial, candidates, task, pool, plan))
-            self._stop(at_once=False)  # there may be more processes than that
-        self._workers = (self._most_workers or 1) if is_large or self._processes else 1
-        sharing = plan_sharing(candidates, task, plan, pool.folder / "activations")
-        make_room(sharing, pool, plan)
-        seconds = sum(self._fill(shared, sharing, task, pool, plan) for shared in sharing.shared)
-        frozen = Phases(frozen=seconds / len(candidates))
-        train_all = self._halved if plan.halving else self._trained
-        for trained in train_all(candidates, sharing, task, pool, plan):
-            yield replace(trained, phases=trained.phases + frozen)
-
-    def _trial(
-        self, candidates: Sequence[Candidate], task: Task, pool: WeightPool, plan: TrainPlan, count: int
-    ) -> float | None:
-        """Return the seconds of some steps of `count` candidates at once, None if memory does not suffice."""
-        self._workers = count
-        few = replace(plan, images=TRIAL_STEPS * plan.batch_size, validations=1)
-        nothing = Sharing(candidates[0].data, ())
-        seconds = 0.0
-        for _ in ("processes start", "measured"):
-            started = time.perf_counter()
-            try:
-                chosen = itertools.islice(itertools.cycle(candidates), count)
-                futures = [self._submit(train, one, nothing, task, pool, few, validations=1) for one in chosen]
-                for future in futures:
-                    future.result()
-            except torch.OutOfMemoryError:
-                return None
-            seconds = time.perf_counter() - started
-        return seconds
+            self._most_workers = fastest(AT_ONCE, partial(_trial, candidates, task, pool, plan))
+        self.workers = (self._most_workers or 1) if is_large or self._processes else 1
+        self._lanes = Lanes(self.workers, plan.device) if takes_turns or self.workers == 1 else None
+        try:
+            sharing = plan_sharing(candidates, task, plan, pool.folder / "activations")
+            make_room(sharing, pool, plan)
+            seconds = sum(self._fill(shared, sharing, task, pool, plan) for shared in sharing.shared)
+            frozen = Phases(frozen=seconds / len(candidates))
+            train_all = self._halved if plan.halving else self._trained
+            for trained in train_all(candidates, sharing, task, pool, plan):
+                yield replace(trained, phases=trained.phases + frozen)
+        finally:
+            if self._lanes:
+                self._lanes.close()
 
     def _trained(
         self, candidates: Sequence[Candidate], sharing: Sharing, task: Task, pool: WeightPool, plan: TrainPlan
     ) -> Iterator[Trained]:
-        if self._workers == 1:
-            for candidate in candidates:
-                yield train_whole(candidate, sharing, task, pool, plan)
+        if self._lanes:
+            for future in [self._submit(train_whole, one, sharing, task, pool, plan) for one in candidates]:
+                yield future.result()
             return
         costs = [_cost(candidate) for candidate in candidates]
-        pause = best_pause(costs, plan.validations, self._workers)
+        pause = best_pause(costs, plan.validations, self.workers)
         begun = pause and self._submit(
-            train, candidates[pause.place], sharing, task, pool, plan, validations=pause.validations
+            train_in_turns, candidates[pause.place], sharing, task, pool, plan, validations=pause.validations
         )
         futures = {
             place: self._submit(train_whole, candidates[place], sharing, task, pool, plan)
@@ -176,8 +165,9 @@ class LocalExecutor:
         self, candidates: Sequence[Candidate], sharing: Sharing, task: Task, pool: WeightPool, plan: TrainPlan
     ) -> Iterator[Trained]:
         def start(place: int, checkpoint: Checkpoint | None, validations: int) -> "Future[Checkpoint]":
+            one = candidates[place]
             return self._submit(
-                train, candidates[place], sharing, task, pool, plan, checkpoint=checkpoint, validations=validations
+                train_in_turns, one, sharing, task, pool, plan, checkpoint=checkpoint, validations=validations
             )
 
         return train_halved(candidates, start, pool, plan)
@@ -188,7 +178,7 @@ class LocalExecutor:
             return 0.0
         unfinished = shared.activations.begin()
         todo = pieces(shared, sharing.data, plan)
-        size = math.ceil(len(todo) / self._workers)
+        size = math.ceil(len(todo) / self.workers)
         futures = [
             self._submit(fill, shared, todo[at : at + size], unfinished, sharing.data, task, pool, plan)
             for at in range(0, len(todo), size)
@@ -198,13 +188,12 @@ class LocalExecutor:
         return seconds
 
     def _submit(
-        self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+        self, work: "Callable[Arguments, Turns[Result]]", *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> "Future[Result]":
-        if self._workers == 1:
-            done: Future[Result] = Future()
-            done.set_result(function(*args, **kwargs))
-            return done
-        return self._started().submit(function, *args, **kwargs)
+        if self._lanes:
+            return self._lanes.submit(work(*args, **kwargs))
+        done: Future[Result] = self._started().submit(_completed, work, *args, **kwargs)  # type: ignore[arg-type]
+        return done
 
     def _started(self) -> ProcessPoolExecutor:
         if self._processes is None:
@@ -212,8 +201,7 @@ class LocalExecutor:
             context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
             context.set_forkserver_preload(["evolve.fast_train"])  # torch is imported once for all workers
             worker_end, self._lifeline = context.Pipe(duplex=False)
-            most = max(AT_ONCE) if self._most_workers is None else self._most_workers
-            self._processes = ProcessPoolExecutor(most, context, _begin_worker, (worker_end,))
+            self._processes = ProcessPoolExecutor(self._most_workers, context, _begin_worker, (worker_end,))
         return self._processes
 
     def _stop(self, *, at_once: bool) -> None:
@@ -233,10 +221,46 @@ def train_whole(
     pool: WeightPool,
     plan: TrainPlan,
     checkpoint: Checkpoint | None = None,
-) -> Trained:
-    """Train a candidate to the end, from the start or from a checkpoint."""
-    ended = train(candidate, sharing, task, pool, plan, checkpoint=checkpoint, validations=plan.validations)
+) -> Turns[Trained]:
+    """Train a candidate to the end, from the start or from a checkpoint, a turn for each step."""
+    ended = yield from train_in_turns(
+        candidate, sharing, task, pool, plan, checkpoint=checkpoint, validations=plan.validations
+    )
     return finished(candidate, ended, pool, plan)
+
+
+def _completed(work: "Callable[Arguments, Turns[Result]]", *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+    return complete(work(*args, **kwargs), "cpu")
+
+
+def _trial(candidates: Sequence[Candidate], task: Task, pool: WeightPool, plan: TrainPlan, count: int) -> float | None:
+    """Return the seconds of some steps of `count` candidates that take turns, None if memory does not suffice."""
+    warm_up = WARM_UP + 2
+    few = replace(plan, images=(warm_up + TRIAL_STEPS + 1) * plan.batch_size, validations=1)
+    nothing = Sharing(candidates[0].data, ())
+    lanes = Lanes(count, plan.device)
+    chosen = itertools.islice(itertools.cycle(candidates), count)
+    futures = [lanes.submit(train_in_turns(one, nothing, task, pool, few, validations=1)) for one in chosen]
+
+    def seconds(steps: int) -> float:
+        started = time.perf_counter()
+        for _ in range(steps):
+            lanes.turn()
+        if plan.device != "cpu":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    try:
+        seconds(warm_up)
+        took = seconds(TRIAL_STEPS)
+        for future in futures:
+            if future.done():  # before its end: by an error
+                future.result()
+    except torch.OutOfMemoryError:
+        return None
+    finally:
+        lanes.close()
+    return took
 
 
 def make_room(sharing: Sharing, pool: WeightPool, plan: TrainPlan) -> None:

@@ -124,7 +124,7 @@ def _activations(
 ) -> Activations:
     labelled = task.val if images == "val" else task.train
     facts = [*prefix.key, str(data.image_size), str(plan.preprocessing), plan.activation_dtype]
-    facts += [images, task.digest]
+    facts += [images, task.digest, *(["bfloat16 products"] if plan.bf16_products else [])]
     rows = len(labelled)
     if images == "train" and not data.is_plain:
         rows = plan.steps * plan.batch_size

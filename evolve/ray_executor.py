@@ -31,6 +31,7 @@ from ray.exceptions import RayError, RayTaskError
 from evolve.candidate import Candidate
 from evolve.fast_train import Checkpoint, fill, finished, pieces, train
 from evolve.halving import train_halved
+from evolve.lanes import complete
 from evolve.local_executor import make_room
 from evolve.pool import WeightPool
 from evolve.prefix import Sharing, plan_sharing
@@ -186,5 +187,6 @@ def _fill(sharing: Sharing, task: Task, pool: WeightPool, plan: TrainPlan) -> No
     for shared in sharing.shared:
         if not shared.activations.is_complete:
             unfinished = shared.activations.begin()
-            fill(shared, pieces(shared, sharing.data, plan), unfinished, sharing.data, task, pool, plan)
+            todo = pieces(shared, sharing.data, plan)
+            complete(fill(shared, todo, unfinished, sharing.data, task, pool, plan), plan.device)
             shared.activations.finish(unfinished)

@@ -153,8 +153,12 @@ def learning_rate(hparams: OptimiserHParams, step: int, plan: TrainPlan) -> floa
 
 
 def set_learning_rate(optimiser: torch.optim.SGD, hparams: OptimiserHParams, step: int, plan: TrainPlan) -> None:
+    rate = learning_rate(hparams, step, plan)
     for group in optimiser.param_groups:
-        group["lr"] = learning_rate(hparams, step, plan)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def _train_step(network: ViT, images: Tensor, labels: Tensor, optimiser: torch.optim.SGD) -> None:
@@ -167,18 +171,28 @@ def _train_step(network: ViT, images: Tensor, labels: Tensor, optimiser: torch.o
 
 
 def make_optimiser(
-    hparams: OptimiserHParams, own: Sequence[tuple[Part, nn.Module]], pool: WeightPool
+    hparams: OptimiserHParams, own: Sequence[tuple[Part, nn.Module]], pool: WeightPool, *, is_captured: bool = False
 ) -> torch.optim.SGD:
-    """Return SGD over a candidate's own parts; momentum that came along with a part is put back."""
+    """Return SGD over a candidate's own parts; momentum that came along with a part is put back.
+
+    With `is_captured` its step on a GPU can be part of a CUDA graph: the learning rate is in the device's memory, and
+    so are all buffers from the start.
+    """
     parameters = [parameter for _, module in own for parameter in module.parameters()]
     optimiser = torch.optim.SGD(
-        parameters, lr=hparams.learning_rate, momentum=hparams.momentum, nesterov=hparams.nesterov
+        parameters,
+        lr=torch.tensor(hparams.learning_rate, device=parameters[0].device) if is_captured else hparams.learning_rate,
+        momentum=hparams.momentum,
+        nesterov=hparams.nesterov,
+        fused=is_captured or None,
     )
     for part, module in own:
         buffers = pool.get(part.momentum) if part.momentum else {}
         for name, parameter in module.named_parameters():
             if name in buffers:
                 optimiser.state[parameter]["momentum_buffer"] = torch.from_numpy(buffers[name]).to(parameter.device)
+            elif is_captured:
+                optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)  # as after no step
     return optimiser
 
 

@@ -1,6 +1,5 @@
 """The fast path computes what the plain path computes, whatever the candidates own and however many workers train."""
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from evolve import fast_train, local_executor
 from evolve.activations import CHUNK, Activations
 from evolve.candidate import Candidate, Part
 from evolve.config import EvolveConfig
+from evolve.device_memory import Kept
 from evolve.fast_block import FastBlock
 from evolve.fast_train import finished, train
 from evolve.hparams import DataHParams, OptimiserHParams
@@ -319,8 +319,8 @@ def test_frozen_modules_are_built_once_and_only_the_last_used_are_kept(
     def module(part: Part, plan: TrainPlan = plan) -> torch.nn.Module:
         return fast_train._module(part, run.pool, plan)
 
-    monkeypatch.setattr(fast_train, "_frozen", OrderedDict())
-    monkeypatch.setattr(fast_train, "FROZEN_BYTES", 2 * num_bytes)
+    monkeypatch.setattr(fast_train, "_frozen", Kept())
+    monkeypatch.setattr(fast_train, "FROZEN_BYTES", {"cpu": 2 * num_bytes})
     first, second = module(blocks[0]), module(blocks[1])
     assert isinstance(first, FastBlock)
     assert module(blocks[0]) is first

@@ -28,18 +28,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=100.0)
     parser.add_argument("--part", choices=sorted(PARTS), help="Only one of the parts.")
+    parser.add_argument("--results", default=NAME, metavar="NAME", help="Where figures of another machine go.")
     parser.add_argument("--afresh", action="store_true")
     arguments = parser.parse_args()
     until = time.monotonic() + 60 * arguments.minutes
-    raw: dict[str, Any] = {} if arguments.afresh else results.read_raw(NAME)
+    command = "uv run python -m benchmarks.evolve"
+    if arguments.results != NAME:
+        command += f" --part {arguments.part} --results {arguments.results}"
+    raw: dict[str, Any] = {} if arguments.afresh else results.read_raw(arguments.results)
 
     def measured(key: str, measure: Callable[[], Any]) -> bool:
         """Measure what is missing, write it down, and say whether there is time for more."""
         if key not in raw:
             raw[key] = measure()
-            results.write(
-                NAME, command="uv run python -m benchmarks.evolve", seeds=search.SEEDS, raw=raw, bars=bars(raw)
-            )
+            results.write(arguments.results, command=command, seeds=search.SEEDS, raw=raw, bars=bars(raw))
             print(key, raw[key], flush=True)
         is_time_left: bool = time.monotonic() < until
         return is_time_left

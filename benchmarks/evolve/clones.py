@@ -2,8 +2,9 @@
 
 The mix is what µ = 0.2 draws from the ViT-Ti root, drawn once: `clone_mix.json` says which of the embeddings
 and blocks each candidate owns. The plain path trains one candidate after another with two threads; the fast
-one has as many workers of one thread as there are cores. Both run the same generations in turn, several times,
-each after some steps to warm up; the median time of each generation counts.
+one has as many workers of one thread as there are cores, or on a GPU as many that take turns as are fastest. With
+bf16 activations are kept in it, and where there are matrix units it is what matrices are multiplied in. All run the
+same generations in turn, several times, each after some steps to warm up; the median time of each generation counts.
 """
 
 import json
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks.evolve.data import real_store, real_task
 from evolve.candidate import Candidate
@@ -40,6 +43,12 @@ class Way:
     execute: Executor
     threads: int
     dtype: str = "float32"
+    multiplies_in_bf16: bool = False
+
+
+def has_matrix_units() -> bool:
+    """Whether this machine has units for products of bfloat16 matrices: a GPU, or AMX."""
+    return torch.cuda.is_available() or "amx_bf16" in Path("/proc/cpuinfo").read_text()
 
 
 def measurements(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -51,7 +60,8 @@ def measurements(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
             task = real_task("sign_digits", train=256, val=128)
             run = TaskRun.begin(task, real_store(folder / "clones"), CONFIG, private=False)
             # processes from the start: they live as long as an evolution, so starting them is not measured
-            execute = LocalExecutor(default_workers(threads=1, device="cpu"), process_flops=0)
+            on_cpu = run.start.device == "cpu"
+            execute = LocalExecutor(default_workers(threads=1, device="cpu") if on_cpu else None, process_flops=0)
             few = replace(run.plan(0), images=64, validations=1)
             for warm, threads in ((one_after_another, 2), (execute, 1)):
                 list(warm(candidates_of(run, 0, CONFIG), task, run.pool, replace(few, threads=threads)))
@@ -64,7 +74,7 @@ def measurements(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
             ways = [
                 Way("plain", one_after_another, threads=2),
                 Way("float32", execute, threads=1),
-                Way("bf16", execute, threads=1, dtype="bfloat16"),
+                Way("bf16", execute, threads=1, dtype="bfloat16", multiplies_in_bf16=has_matrix_units()),
             ]
             way = next(way for way in ways if way.name == way_name)
             return _timed(run, way, generation, seed)
@@ -146,6 +156,7 @@ def _key(way: str, generation: int, seed: int, repeat: int = 0) -> str:
 
 def _timed(run: TaskRun, way: Way, generation: int, seed: int) -> dict[str, Any]:
     plan = replace(run.plan(generation), threads=way.threads, activation_dtype=way.dtype)
+    plan = replace(plan, bf16_products=way.multiplies_in_bf16)
     plan = replace(plan, seed=(*plan.seed, seed))
     candidates = candidates_of(run, generation, CONFIG)
     shutil.rmtree(run.pool.folder / "activations", ignore_errors=True)  # nothing shared is there before

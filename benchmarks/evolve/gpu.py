@@ -1,62 +1,148 @@
-"""evolve-6, where there is a GPU: candidates a minute, the best arrangement over one at a time in float32.
+"""evolve-6, where there is a GPU: candidates a minute, the best arrangement over one at a time.
 
-The mix of `clones`, from a random ViT-S of ImageNet's shape: speed does not depend on what the weights are.
-The arrangement is bfloat16 products and as many candidates at once as the executor finds fastest. The share of the
-GPU's bf16 rate counts the products of forward and backward passes against those of one large product.
+The mix of `clones`, from a random ViT-S of ImageNet's shape: speed does not depend on what the weights are. One at a
+time is the plain path, in float32. The arrangement is bfloat16 products, steps that are launched whole, and as many
+candidates that take turns as the executor finds fastest. What each of these brings is measured beside it. The share of
+the GPU's bf16 rate counts the products of forward and backward passes against those of one large product.
 """
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from benchmarks.evolve.clones import candidates_of
 from benchmarks.evolve.data import real_task
+from evolve import fast_train, graphed_step
 from evolve.candidate import Candidate
 from evolve.config import EvolveConfig
+from evolve.device_memory import Kept
 from evolve.local_executor import LocalExecutor
+from evolve.loop import one_after_another
 from evolve.publish import create_store
 from evolve.run import TaskRun
 from evolve.train import TrainPlan
 from models.root import load_root
 
 ROOT = "random:embed_dim=384,depth=12,num_heads=6,patch_size=16,image_size=224"
-CONFIG = EvolveConfig(epochs=8, validations=4, image_size=224, learning_rate=0.02)
+CONFIG = EvolveConfig(epochs=20, validations=4, image_size=224, learning_rate=0.02)
+NEVER = 10**9  # steps until one is captured
 SIDE, PRODUCTS = 8192, 20  # of the large products
+REPEATS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A way of training the candidates on a GPU."""
+
+    name: str
+    is_plain: bool = False
+    workers: int | None = 1  # None: as many as are fastest
+    bf16_products: bool = True
+    is_captured: bool = True
+    keeps_activations: bool = True
+
+
+PLAIN = Way("one at a time, float32: the plain path", is_plain=True, bf16_products=False)
+BEST = Way("as many as are fastest, bf16", workers=None)
+WAYS = (
+    PLAIN,
+    Way("one at a time, float32", bf16_products=False),
+    Way("one at a time, bf16, kernel by kernel", is_captured=False),
+    Way("one at a time, bf16"),
+    BEST,
+    *(Way(f"{count} take turns, bf16", workers=count) for count in (2, 4, 8)),
+    Way("4 take turns, bf16, nothing kept", workers=4, keeps_activations=False),
+)
 
 
 def measurements(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Yield what is to be measured, each with its name: nothing without a GPU."""
-    if torch.cuda.is_available():
-        yield "gpu one at a time", lambda: _timed(folder / "gpu one", workers=1, bf16_products=False)
-        yield "gpu arranged", lambda: _timed(folder / "gpu arranged", workers=None, bf16_products=True)
+    if not torch.cuda.is_available():
+        return
+    made: list[TaskRun] = []
+
+    def measure(way: Way) -> Callable[[], Any]:
+        def timed() -> Any:
+            if not made:
+                task = real_task("sign_digits", train=512, val=128)
+                made.append(TaskRun.begin(task, create_store(folder / "gpu", load_root(ROOT)), CONFIG, private=False))
+            return _timed(made[0], way)
+
+        return timed
+
+    for repeat in range(REPEATS):
+        for way in WAYS:
+            yield _key(way, repeat), measure(way)
 
 
-def ratio(raw: dict[str, Any]) -> float | None:
-    """Return the ratio of candidates a minute; None unless both were measured."""
-    if not {"gpu one at a time", "gpu arranged"} <= raw.keys():
-        return None
-    return float(raw["gpu arranged"]["candidates_per_minute"] / raw["gpu one at a time"]["candidates_per_minute"])
+def ratio(raw: dict[str, Any], way: Way = BEST) -> float | None:
+    """Return the ratio of candidates a minute to those of the plain path; None unless both were measured."""
+    both = [_rates(raw, one) for one in (way, PLAIN)]
+    return both[0] / both[1] if all(both) else None
 
 
-def _timed(folder: Path, *, workers: int | None, bf16_products: bool) -> dict[str, Any]:
-    task = real_task("sign_digits", train=512, val=128)
-    run = TaskRun.begin(task, create_store(folder, load_root(ROOT)), CONFIG, private=False)
-    plan = replace(run.plan(0), bf16_products=bf16_products, activation_bytes=0)  # every step computes all
+def table(raw: dict[str, Any]) -> str:
+    """Return all ways in Markdown."""
+    lines = ["| on the GPU | candidates a minute | over the first | share of the bf16 rate |", "|---|---|---|---|"]
+    for way in WAYS:
+        if rate := _rates(raw, way):
+            share = _median(raw, way, "share_of_bf16_rate")
+            lines.append(f"| {way.name} | {rate:.1f} | {rate / _rates(raw, PLAIN):.2f} | {share:.2f} |")
+    return "\n".join(lines)
+
+
+def _rates(raw: dict[str, Any], way: Way) -> float:
+    return _median(raw, way, "candidates_per_minute")
+
+
+def _median(raw: dict[str, Any], way: Way, what: str) -> float:
+    """Return the median of a way's repeats; 0 unless all were measured."""
+    found = sorted(raw[_key(way, repeat)][what] for repeat in range(REPEATS) if _key(way, repeat) in raw)
+    return float(found[REPEATS // 2]) if len(found) == REPEATS else 0.0
+
+
+def _key(way: Way, repeat: int) -> str:
+    return f"gpu {way.name}, repeat {repeat}"
+
+
+def _timed(run: TaskRun, way: Way) -> dict[str, Any]:
+    plan = replace(run.plan(0), bf16_products=way.bf16_products)
+    if not way.keeps_activations:
+        plan = replace(plan, activation_bytes=0)
     candidates = [*candidates_of(run, 0, CONFIG), *candidates_of(run, 1, CONFIG)]
-    with LocalExecutor(workers, process_flops=0) as execute:
-        list(execute(candidates, task, run.pool, replace(plan, images=plan.batch_size, validations=1)))  # warm
+    steps = graphed_step.WARM_UP if way.is_captured else NEVER
+    with (
+        patch.object(graphed_step, "WARM_UP", steps),
+        patch.object(fast_train, "_inputs", Kept()),
+        LocalExecutor(way.workers, process_flops=0) as local,
+    ):
+        execute = one_after_another if way.is_plain else local
+        few = replace(plan, images=8 * plan.batch_size, validations=1)
+        list(execute(candidates, run.task, run.pool, few))  # warm
+        _forget_activations(run)
+        torch.cuda.synchronize()
         started = time.perf_counter()
-        list(execute(candidates, task, run.pool, plan))
+        trained = list(execute(candidates, run.task, run.pool, plan))
+        torch.cuda.synchronize()
         seconds = time.perf_counter() - started
+    _forget_activations(run)
     done = sum(_flops(candidate, plan) for candidate in candidates)
     return {
         "candidates_per_minute": round(60 * len(candidates) / seconds, 2),
         "share_of_bf16_rate": round(done / seconds / _bf16_rate(), 4),
+        "at_once": local.workers,
+        "qualities": [one.quality for one in trained],
     }
+
+
+def _forget_activations(run: TaskRun) -> None:
+    for path in (run.pool.folder / "activations").glob("*"):
+        path.unlink()
 
 
 def _flops(candidate: Candidate, plan: TrainPlan) -> float:
@@ -68,7 +154,7 @@ def _flops(candidate: Candidate, plan: TrainPlan) -> float:
 
 def _bf16_rate() -> float:
     """Return the floating-point operations a second of one large product in bfloat16."""
-    side = torch.ones(SIDE, SIDE, dtype=torch.bfloat16, device="cuda")
+    side = torch.randn(SIDE, SIDE, dtype=torch.bfloat16, device="cuda")
     for measured in (False, True):
         torch.cuda.synchronize()
         started = time.perf_counter()

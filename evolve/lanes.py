@@ -1,0 +1,84 @@
+"""Trainings that take turns on one device, a step each, so that a GPU has several candidates' kernels to choose from.
+
+One thread launches them all: a step on a GPU is launched long before it is done, so nobody waits for anybody. Each
+lane has a stream of its own, on which its kernels follow one another and may run beside those of other lanes.
+"""
+
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+Turns = Generator[None, None, Result]  # work that pauses after each of its steps
+
+
+class Lanes:
+    """At most so many trainings at once, in the order in which they were submitted."""
+
+    def __init__(self, count: int, device: str) -> None:
+        self._waiting: deque[tuple[Turns[Any], Future[Any]]] = deque()
+        self._free = [_stream(device) for _ in range(count)]
+        self._running: list[tuple[torch.cuda.Stream | None, Turns[Any], Future[Any]]] = []
+
+    def submit(self, work: "Turns[Result]") -> "Future[Result]":
+        """Let `work` wait for a lane; asking for its result lets all lanes take turns until it is there."""
+        future: Future[Result] = _Driven(self)
+        self._waiting.append((work, future))
+        return future
+
+    def turn(self) -> None:
+        """Let each lane take one step."""
+        while self._waiting and self._free:
+            self._running.append((self._free.pop(), *self._waiting.popleft()))
+        for lane in list(self._running):
+            stream, work, future = lane
+            try:
+                with _on(stream):
+                    next(work)
+            except StopIteration as end:
+                self._leave(lane)
+                future.set_result(end.value)
+            except Exception as error:
+                self._leave(lane)
+                future.set_exception(error)
+
+    def close(self) -> None:
+        """Give up what is not done."""
+        for work, _ in [*(lane[1:] for lane in self._running), *self._waiting]:
+            work.close()
+        self._running.clear()
+        self._waiting.clear()
+
+    def _leave(self, lane: "tuple[torch.cuda.Stream | None, Turns[Any], Future[Any]]") -> None:
+        self._running.remove(lane)
+        self._free.append(lane[0])
+
+
+class _Driven(Future[Result]):
+    """A future whose result comes about while somebody asks for it."""
+
+    def __init__(self, lanes: Lanes) -> None:
+        super().__init__()
+        self._lanes = lanes
+
+    def result(self, timeout: float | None = None) -> Result:
+        while not self.done():
+            self._lanes.turn()
+        return super().result(timeout)
+
+
+def complete(work: "Turns[Result]", device: str) -> Result:
+    """Do `work` to its end, alone, and return its result."""
+    return Lanes(1, device).submit(work).result()
+
+
+def _stream(device: str) -> torch.cuda.Stream | None:
+    return None if device == "cpu" else torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def _on(stream: torch.cuda.Stream | None) -> AbstractContextManager[Any]:
+    return nullcontext() if stream is None else torch.cuda.stream(stream)

@@ -1,0 +1,75 @@
+"""On a GPU the fast path finds what the plain one finds there, however many candidates take turns."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from evolve.candidate import Candidate
+from evolve.local_executor import LocalExecutor
+from evolve.loop import one_after_another
+from evolve.run import TaskRun
+from evolve.task import Task
+from evolve.train import Trained
+from models.store import Store
+from tests.conftest import TINY_CONFIG
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+
+
+@pytest.fixture
+def run(opened_store: Store, toy_task: Task) -> TaskRun:
+    begun = TaskRun.begin(toy_task, opened_store, replace(TINY_CONFIG, epochs=8, learning_rate=0.05), private=False)
+    assert begun.start.device == "cuda"
+    return begun
+
+
+def children(run: TaskRun) -> list[Candidate]:
+    population = run.start_population()
+    return run.sample_children(population, run.sample_data(population, 0), 0)
+
+
+def close(found: list[Trained], wanted: list[Trained], *, of: int) -> None:
+    """Hold that the same candidates came to the same accuracy, but for one image or two of `of`."""
+    assert [one.candidate.name for one in found] == [one.candidate.name for one in wanted]
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one.curve, other.curve, atol=2.5 / of)
+
+
+@pytest.mark.parametrize("workers", [1, 3, None])
+@pytest.mark.parametrize("activation_mib", [0, 64])
+@pytest.mark.parametrize("average_weights", [False, True])
+def test_the_fast_path_trains_as_the_plain_one(
+    run: TaskRun, workers: int | None, activation_mib: int, average_weights: bool
+) -> None:
+    plan = replace(run.plan(0), activation_bytes=activation_mib * 2**20, average_weights=average_weights)
+    assert plan.steps > 8  # so that most of them are replayed
+    candidates = children(run)
+    wanted = list(one_after_another(candidates, run.task, run.pool, plan))
+    with LocalExecutor(workers, process_flops=0) as execute:
+        found = list(execute(candidates, run.task, run.pool, plan))
+    close(found, wanted, of=len(run.task.val))
+    for one, other in zip(found, wanted, strict=True):
+        for part, reference in zip(one.candidate.parts, other.candidate.parts, strict=True):
+            if part.is_own and one.curve == other.curve:
+                mine, theirs = run.pool.get(part.component.id), run.pool.get(reference.component.id)
+                for name, values in mine.items():
+                    np.testing.assert_allclose(values, theirs[name], rtol=1e-2, atol=1e-3)
+
+
+def test_halving_on_a_gpu_stops_the_same_candidates(run: TaskRun) -> None:
+    plan = replace(run.plan(0), halving=True)
+    candidates = children(run)
+    one = list(LocalExecutor(1)(candidates, run.task, run.pool, plan))
+    three = list(LocalExecutor(3, process_flops=0)(candidates, run.task, run.pool, plan))
+    assert [len(trained.curve) for trained in one] == [len(trained.curve) for trained in three]
+    close(three, one, of=len(run.task.val))
+
+
+def test_bfloat16_products_train_as_well(run: TaskRun) -> None:
+    plan = run.plan(0)
+    candidates = children(run)
+    float32 = list(LocalExecutor(2, process_flops=0)(candidates, run.task, run.pool, plan))
+    rounded = list(LocalExecutor(2, process_flops=0)(candidates, run.task, run.pool, replace(plan, bf16_products=True)))
+    assert max(one.quality for one in rounded) == pytest.approx(max(one.quality for one in float32), abs=0.1)
