@@ -10,6 +10,8 @@ from torch import Tensor
 
 Value = TypeVar("Value")
 
+RESERVED_SHARE = 0.5  # of a GPU's memory, from which on what finished graphs computed in is given back
+
 
 class Kept(Generic[Value]):
     """The values last used, up to so many bytes."""
@@ -48,3 +50,9 @@ def to_device(array: np.ndarray, device: str) -> Tensor:
     """Copy an array to a device; to a GPU without waiting for what that still computes."""
     values = torch.from_numpy(array)
     return values if device == "cpu" else values.pin_memory().to(device, non_blocking=True)
+
+
+def free_graphs() -> None:
+    """Give the memory of finished CUDA graphs back, when much of a GPU's is taken: no other graph would use it."""
+    if torch.cuda.memory_reserved() > RESERVED_SHARE * torch.cuda.get_device_properties().total_memory:
+        torch.cuda.empty_cache()

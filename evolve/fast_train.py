@@ -9,7 +9,7 @@ as successive halving does.
 
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from evolve.activations import CHUNK, run_modules
 from evolve.augment import augment
 from evolve.candidate import Candidate, Part
-from evolve.device_memory import Kept, to_device
+from evolve.device_memory import Kept, free_graphs, to_device
 from evolve.fast_block import FastBlock
 from evolve.graphed_step import GraphedStep
 from evolve.hparams import DataHParams
@@ -232,39 +232,41 @@ def train_in_turns(
         inputs = Inputs(prefix, "train", sharing.longest(candidate, "train"), candidate.data, task, plan).load(pool)
         val_inputs = Inputs(prefix, "val", sharing.longest(candidate, "val"), candidate.data, task, plan).load(pool)
         network = _Trainable(candidate, len(prefix.parts), pool, plan, checkpoint)
-    launch = GraphedStep(lambda values, labels: network.learn(inputs.through(values), labels))
     curve = list(checkpoint.curve) if checkpoint else []
     best = checkpoint.best if checkpoint else ()
     done = checkpoint.step if checkpoint else 0
     checks = sorted(validation_steps(plan))
     last = checks[min(validations, len(checks)) - 1]
-    for step, batch in islice(enumerate(batches(len(task.train), plan), start=1), done, last):
-        with watch.phase("data"):
-            rows = slice((step - 1) * plan.batch_size, step * plan.batch_size) if inputs.is_sequence else batch
-            values = inputs.source(rows) if network.is_launched_whole else inputs.at(rows)
-            labels = to_device(task.train.labels[batch], plan.device)
-            network.set_learning_rate(step)
-        if network.is_launched_whole:
-            with watch.phase("backward"):
-                launch(values, labels)
-        else:
-            with watch.phase("forward"):
-                loss = network.loss(values, labels)
-            with watch.phase("backward"):
-                network.step(loss)
-        network.average(step)
-        if step in checks:
-            with watch.phase("backward"):
-                network.wait()
-            with network.validated():
-                with watch.phase("validation"):
-                    curve.append(_accuracy(network, val_inputs, task.val.labels))
-                with watch.phase("saving"):
-                    if curve[-1] == max(curve):
-                        best = network.own_parts()
-        yield
+    graphed = GraphedStep(lambda values, labels: network.learn(inputs.through(values), labels))
+    with closing(network), closing(graphed):
+        for step, batch in islice(enumerate(batches(len(task.train), plan), start=1), done, last):
+            with watch.phase("data"):
+                rows = slice((step - 1) * plan.batch_size, step * plan.batch_size) if inputs.is_sequence else batch
+                values = inputs.source(rows) if network.is_on_gpu else inputs.at(rows)
+                labels = to_device(task.train.labels[batch], plan.device)
+                network.set_learning_rate(step)
+            if network.is_on_gpu:
+                with watch.phase("backward"):
+                    graphed(values, labels)
+            else:
+                with watch.phase("forward"):
+                    loss = network.loss(values, labels)
+                with watch.phase("backward"):
+                    network.step(loss)
+            network.average(step)
+            if step in checks:
+                with watch.phase("backward"):
+                    network.wait()
+                with network.validated():
+                    with watch.phase("validation"):
+                        curve.append(_accuracy(network, val_inputs, task.val.labels))
+                    with watch.phase("saving"):
+                        if curve[-1] == max(curve):
+                            best = network.own_parts()
+            yield
+        present, averages = network.own_parts(), network.averages()
     seconds = time.perf_counter() - started + (checkpoint.seconds if checkpoint else 0.0)
-    return Checkpoint(last, network.own_parts(), network.averages(), best, tuple(curve), seconds, watch.phases)
+    return Checkpoint(last, present, averages, best, tuple(curve), seconds, watch.phases)
 
 
 def finished(candidate: Candidate, checkpoint: Checkpoint, pool: WeightPool, plan: TrainPlan) -> Trained:
@@ -295,11 +297,11 @@ class _Trainable:
         self._own = [(part, module) for part, module in zip(parts, modules, strict=True) if part.is_own]
         self._hparams = candidate.hparams
         self._plan = plan
-        self.is_launched_whole = plan.device != "cpu"
+        self.is_on_gpu = plan.device != "cpu"
         if checkpoint:
             for (_, module), state in zip(self._own, checkpoint.present, strict=True):
                 load_weights(module, state.weights)
-        self._optimiser = make_optimiser(candidate.hparams, self._own, pool, is_captured=self.is_launched_whole)
+        self._optimiser = make_optimiser(candidate.hparams, self._own, pool, is_captured=self.is_on_gpu)
         if checkpoint:
             for (_, module), state in zip(self._own, checkpoint.present, strict=True):
                 for name, parameter in module.named_parameters():
@@ -334,9 +336,15 @@ class _Trainable:
         if self._average:
             self._average.add(step)
 
+    def close(self) -> None:
+        """Forget the last gradients, which on a GPU are in a graph's memory, and let that go."""
+        self._optimiser.zero_grad(set_to_none=True)
+        if self.is_on_gpu:
+            free_graphs()
+
     def wait(self) -> None:
         """Let the device do what was launched: the time is that of training, not of what comes next."""
-        if self._plan.device != "cpu":
+        if self.is_on_gpu:
             torch.cuda.current_stream().synchronize()
 
     def validated(self) -> AbstractContextManager[None]:
@@ -380,8 +388,8 @@ def _module(part: Part, pool: WeightPool, plan: TrainPlan) -> nn.Module:
 
 def _built(part: Part, pool: WeightPool, plan: TrainPlan) -> nn.Module:
     module = build_part(part.component.kind, pool.get(part.component.id), plan.network).to(plan.device)
-    if isinstance(module, Block) and plan.device == "cpu" and not plan.bf16_products:
-        return FastBlock(module)
+    if isinstance(module, Block) and plan.device == "cpu":
+        return FastBlock(module, bf16_products=plan.bf16_products)
     if plan.device != "cpu" and plan.bf16_products and not part.is_own:
         for layer in module.modules():
             if isinstance(layer, (nn.Linear, nn.Conv2d)):

@@ -39,6 +39,13 @@ class GraphedStep:
             place.copy_(value)
         self._graph.replay()
 
+    def close(self) -> None:
+        """Give up the graph, with the memory that it computes in."""
+        if self._graph is not None:
+            torch.cuda.current_stream().synchronize()
+            self._graph.reset()
+        self._graph = self._inputs = None
+
     def _captured(self, values: Tensor, labels: Tensor) -> torch.cuda.CUDAGraph:
         torch.cuda.current_stream().synchronize()
         graph = torch.cuda.CUDAGraph()

@@ -48,8 +48,9 @@ class Lanes:
 
     def close(self) -> None:
         """Give up what is not done."""
-        for work, _ in [*(lane[1:] for lane in self._running), *self._waiting]:
-            work.close()
+        for stream, work, _ in [*self._running, *((None, *one) for one in self._waiting)]:
+            with _on(stream):
+                work.close()
         self._running.clear()
         self._waiting.clear()
 

@@ -44,16 +44,35 @@ def test_outputs_and_gradients_are_the_blocks(
     assert torch.equal(incoming, before)
 
 
+@pytest.mark.parametrize(("is_own", "is_first"), [(True, True), (True, False), (False, False)])
+def test_products_in_bfloat16_round_and_do_nothing_else(is_own: bool, is_first: bool) -> None:
+    plain = block(is_own=is_own)
+    values = torch.randn(8, 17, DIM).requires_grad_(not is_first)
+    differentiable = [value for value in (values, *plain.parameters()) if value.requires_grad]
+    incoming = torch.randn(8, 17, DIM)
+    wanted = plain(values)
+    wanted_gradients = torch.autograd.grad(wanted, differentiable, incoming)
+    with torch.autocast("cpu", torch.bfloat16):
+        answer = FastBlock(plain, bf16_products=True)(values)
+    assert answer.dtype == torch.float32
+    assert 1e-4 < (answer - wanted).norm() / wanted.norm() < 1e-2
+    for mine, theirs in zip(torch.autograd.grad(answer, differentiable, incoming), wanted_gradients, strict=True):
+        assert mine.dtype == torch.float32
+        assert (mine - theirs).norm() <= 2e-2 * theirs.norm()
+
+
+@pytest.mark.parametrize("bf16_products", [False, True])
 @pytest.mark.parametrize("was_frozen", [False, True])
-def test_the_weights_of_a_block_that_trains_are_those_of_each_step(was_frozen: bool) -> None:
+def test_the_weights_of_a_block_that_trains_are_those_of_each_step(was_frozen: bool, bf16_products: bool) -> None:
     plain = block(is_own=not was_frozen)
-    fast, values = FastBlock(plain), torch.randn(2, 5, DIM)
+    fast, values = FastBlock(plain, bf16_products=bf16_products), torch.randn(2, 5, DIM)
     fast(values)
     plain.requires_grad_(True)
     with torch.no_grad():
         for weight in plain.parameters():
             weight.add_(0.1)
-    torch.testing.assert_close(fast(values), plain(values), rtol=1e-4, atol=1e-5)
+    tolerance = 0.05 if bf16_products else 1e-4
+    torch.testing.assert_close(fast(values), plain(values), rtol=tolerance, atol=tolerance)
 
 
 def test_names_and_weights_are_the_blocks() -> None:
