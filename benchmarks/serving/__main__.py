@@ -30,7 +30,7 @@ def main() -> None:
     raw = results.read_raw(NAME)
     for part in arguments.parts or [part for part in PARTS if part not in raw]:
         try:
-            raw[part] = PARTS[part](folder) | {"commit": results.commit()}
+            raw[part] = PARTS[part](folder) | {"commit": results.commit(), "machine": results.machine()}
         except InvalidConfig as error:
             print(f"part {part} cannot be measured: {error}")
             continue

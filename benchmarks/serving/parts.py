@@ -13,7 +13,7 @@ import onnxruntime as ort
 from PIL import Image
 
 from benchmarks.serving.client import Load
-from benchmarks.serving.gpu import gpu
+from benchmarks.serving.gpu import BATCH, gpu
 from benchmarks.serving.int8 import int8_accuracy, lowered_copy
 from benchmarks.serving.routes import FIXED, HEAVY, LIGHT, Mix, export_whole, make_store, task_name
 from benchmarks.serving.systems import PEERS, Place, System, SystemName, tasks_of
@@ -126,8 +126,7 @@ def on_gpu(folder: Path) -> Raw:
         InvalidConfig: there is none, or its libraries are missing.
     """
     runtime = start_runtime("cuda", 0)
-    place = prepare(folder, FIXED, 100)
-    return gpu(runtime, Store.open(place.folder / place.store))
+    return gpu(runtime, make_store(folder, FIXED, BATCH), make_store(folder, FIXED, 5))
 
 
 def int8_speed(folder: Path) -> Raw:
