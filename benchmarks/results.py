@@ -74,6 +74,8 @@ def _processor() -> str:
 
 
 def _accelerator() -> str | None:
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return None
     try:
         query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         return subprocess.run(query, check=True, capture_output=True, text=True).stdout.strip() or None

@@ -5,12 +5,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evolve import search
+from benchmarks.evolve import gpu, search
 from benchmarks.quality import bars as quality
 from benchmarks.results import FOLDER
 
 README = Path(__file__).parents[1] / "README.md"
-MARKED = re.compile(r"<!-- results:(?P<name>\w+) -->\n.*?<!-- /results -->", re.DOTALL)
+MARKED = re.compile(r"<!-- results:(?P<name>[\w-]+) -->\n.*?<!-- /results -->", re.DOTALL)
 
 
 def with_tables(text: str) -> str:
@@ -29,6 +29,8 @@ def _marked(name: str) -> str:
         ]
     if results and name == "evolve":
         parts.append(search.table(results["raw"]))
+    if results and name == "evolve-h100":
+        parts.append(gpu.table(results["raw"]))
     return "\n".join([f"<!-- results:{name} -->", "\n\n".join(parts), "<!-- /results -->"])
 
 

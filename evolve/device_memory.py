@@ -25,6 +25,8 @@ class Kept(Generic[Value]):
     def get(self, key: Hashable, make: Callable[[], Value], num_bytes: int, *, most_bytes: int) -> Value:
         """Return the value of `key`, made if it is not there; then forget those not used for longest.
 
+        One that is larger than all may be is not kept.
+
         Args:
             key: names the device as well.
             make: makes the value; on a GPU it is complete for all streams before it is returned.
@@ -38,6 +40,8 @@ class Kept(Generic[Value]):
         is_on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         if is_on_gpu:
             torch.cuda.current_stream().synchronize()
+        if num_bytes > most_bytes:
+            return value
         self._values[key] = value, num_bytes
         while sum(size for _, size in self._values.values()) > most_bytes:
             if is_on_gpu:  # another lane's stream may still read what goes

@@ -1,7 +1,10 @@
 """Evolution at speed: `uv run python -m benchmarks.evolve`, some 80 minutes on 2 cores.
 
 A run that was stopped is taken up again. Needs the data folder that TEST_SHARED_DATA names, or ../shared.
-`--minutes` stops early, `--afresh` forgets what was measured before.
+`--minutes` stops early, `--afresh` forgets what was measured before. `--results` keeps another machine's figures apart:
+
+    uv run python -m benchmarks.evolve --part gpu --results evolve-h100      where there is a GPU
+    CUDA_VISIBLE_DEVICES= taskset -c 0,1 uv run python -m benchmarks.evolve --part clones --results evolve-amx
 """
 
 import argparse
@@ -25,7 +28,7 @@ PARTS: dict[str, Part] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=100.0)
     parser.add_argument("--part", choices=sorted(PARTS), help="Only one of the parts.")
     parser.add_argument("--results", default=NAME, metavar="NAME", help="Where figures of another machine go.")
@@ -37,11 +40,15 @@ def main() -> None:
         command += f" --part {arguments.part} --results {arguments.results}"
     raw: dict[str, Any] = {} if arguments.afresh else results.read_raw(arguments.results)
 
+    def wanted() -> list[results.Bar]:
+        """Return the bars; of another machine only those that were measured on it."""
+        return [bar for bar in bars(raw) if arguments.results == NAME or bar.value is not None]
+
     def measured(key: str, measure: Callable[[], Any]) -> bool:
         """Measure what is missing, write it down, and say whether there is time for more."""
         if key not in raw:
             raw[key] = measure()
-            results.write(arguments.results, command=command, seeds=search.SEEDS, raw=raw, bars=bars(raw))
+            results.write(arguments.results, command=command, seeds=search.SEEDS, raw=raw, bars=wanted())
             print(key, raw[key], flush=True)
         is_time_left: bool = time.monotonic() < until
         return is_time_left
@@ -50,7 +57,7 @@ def main() -> None:
         for part in [PARTS[arguments.part]] if arguments.part else PARTS.values():
             if not all(measured(key, measure) for key, measure in part(Path(folder))):
                 break
-    for bar in bars(raw):
+    for bar in wanted():
         print(bar)
 
 
