@@ -26,7 +26,7 @@ from evolve.device_memory import Kept, free_graphs, to_device
 from evolve.fast_block import FastBlock
 from evolve.graphed_step import GraphedStep
 from evolve.hparams import DataHParams
-from evolve.lanes import Turns, complete
+from evolve.lanes import Turns
 from evolve.moving_average import MovingAverage
 from evolve.network import as_weights, build_part, load_weights, weights_of
 from evolve.pool import WeightPool
@@ -203,27 +203,12 @@ def train(
     *,
     checkpoint: Checkpoint | None = None,
     validations: int,
-) -> Checkpoint:
+) -> Turns[Checkpoint]:
     """Train a candidate until it has been validated `validations` times, from the start or from a checkpoint.
 
-    What is computed is what `evolve.train.train_candidate` computes, and on a CPU the result of going on from a
-    checkpoint is bit by bit that of not having stopped.
+    A turn for each step. What is computed is what `evolve.train.train_candidate` computes, and on a CPU the result of
+    going on from a checkpoint is bit by bit that of not having stopped.
     """
-    work = train_in_turns(candidate, sharing, task, pool, plan, checkpoint=checkpoint, validations=validations)
-    return complete(work, plan.device)
-
-
-def train_in_turns(
-    candidate: Candidate,
-    sharing: Sharing,
-    task: Task,
-    pool: WeightPool,
-    plan: TrainPlan,
-    *,
-    checkpoint: Checkpoint | None = None,
-    validations: int,
-) -> Turns[Checkpoint]:
-    """Do the same as `train`, a turn for each step."""
     started = time.perf_counter()
     torch.set_num_threads(plan.threads)
     watch = Stopwatch(checkpoint.phases if checkpoint else Phases())

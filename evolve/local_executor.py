@@ -27,7 +27,7 @@ from typing import ParamSpec, TypeVar
 import torch
 
 from evolve.candidate import Candidate
-from evolve.fast_train import Checkpoint, fill, finished, pieces, train_in_turns
+from evolve.fast_train import Checkpoint, fill, finished, pieces, train
 from evolve.graphed_step import WARM_UP
 from evolve.halving import train_halved
 from evolve.lanes import Lanes, Turns, complete
@@ -146,7 +146,7 @@ class LocalExecutor:
         costs = [_cost(candidate) for candidate in candidates]
         pause = best_pause(costs, plan.validations, self.workers)
         begun = pause and self._submit(
-            train_in_turns, candidates[pause.place], sharing, task, pool, plan, validations=pause.validations
+            train, candidates[pause.place], sharing, task, pool, plan, validations=pause.validations
         )
         futures = {
             place: self._submit(train_whole, candidates[place], sharing, task, pool, plan)
@@ -166,9 +166,7 @@ class LocalExecutor:
     ) -> Iterator[Trained]:
         def start(place: int, checkpoint: Checkpoint | None, validations: int) -> "Future[Checkpoint]":
             one = candidates[place]
-            return self._submit(
-                train_in_turns, one, sharing, task, pool, plan, checkpoint=checkpoint, validations=validations
-            )
+            return self._submit(train, one, sharing, task, pool, plan, checkpoint=checkpoint, validations=validations)
 
         return train_halved(candidates, start, pool, plan)
 
@@ -223,9 +221,7 @@ def train_whole(
     checkpoint: Checkpoint | None = None,
 ) -> Turns[Trained]:
     """Train a candidate to the end, from the start or from a checkpoint, a turn for each step."""
-    ended = yield from train_in_turns(
-        candidate, sharing, task, pool, plan, checkpoint=checkpoint, validations=plan.validations
-    )
+    ended = yield from train(candidate, sharing, task, pool, plan, checkpoint=checkpoint, validations=plan.validations)
     return finished(candidate, ended, pool, plan)
 
 
@@ -240,7 +236,7 @@ def _trial(candidates: Sequence[Candidate], task: Task, pool: WeightPool, plan: 
     nothing = Sharing(candidates[0].data, ())
     lanes = Lanes(count, plan.device)
     chosen = itertools.islice(itertools.cycle(candidates), count)
-    futures = [lanes.submit(train_in_turns(one, nothing, task, pool, few, validations=1)) for one in chosen]
+    futures = [lanes.submit(train(one, nothing, task, pool, few, validations=1)) for one in chosen]
 
     def seconds(steps: int) -> float:
         started = time.perf_counter()

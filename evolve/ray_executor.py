@@ -143,9 +143,9 @@ def train_on_machine(generation: Generation, place: int, checkpoint: Checkpoint 
         sharing = plan_sharing(generation.candidates, task, plan, folder / "activations")
         make_room(sharing, pool, plan)
         _fill(sharing, task, pool, plan)
-    return train(
-        generation.candidates[place], sharing, task, pool, plan, checkpoint=checkpoint, validations=validations
-    )
+    candidate = generation.candidates[place]
+    work = train(candidate, sharing, task, pool, plan, checkpoint=checkpoint, validations=validations)
+    return complete(work, plan.device)
 
 
 def _folder(task_digest: str) -> Path:

@@ -14,9 +14,10 @@ from evolve.candidate import Candidate, Part
 from evolve.config import EvolveConfig
 from evolve.device_memory import Kept
 from evolve.fast_block import FastBlock
-from evolve.fast_train import finished, train
+from evolve.fast_train import Checkpoint, finished, train
 from evolve.hparams import DataHParams, OptimiserHParams
 from evolve.journal import Journal
+from evolve.lanes import complete
 from evolve.local_executor import LocalExecutor, Pause, best_pause, fastest
 from evolve.loop import evolve_task, one_after_another, silent
 from evolve.moving_average import MovingAverage
@@ -172,11 +173,16 @@ def test_a_training_taken_up_again_ends_bit_by_bit_the_same(
     candidate = candidate_with(run, "block 1", DataHParams(16, **data), "shapes_c/1/0/0")  # type: ignore[arg-type]
     plan = replace(run.plan(0), average_weights=average_weights)
     sharing = plan_sharing([candidate], run.task, replace(plan, activation_bytes=0), run.pool.folder)
-    whole = train(candidate, sharing, run.task, run.pool, plan, validations=3)
+
+    def trained(validations: int, checkpoint: Checkpoint | None = None) -> Checkpoint:
+        work = train(candidate, sharing, run.task, run.pool, plan, checkpoint=checkpoint, validations=validations)
+        return complete(work, plan.device)
+
+    whole = trained(3)
     for stop in (1, 2):
-        part = train(candidate, sharing, run.task, run.pool, plan, validations=stop)
+        part = trained(stop)
         assert part.step < whole.step
-        rest = train(candidate, sharing, run.task, run.pool, plan, checkpoint=part, validations=3)
+        rest = trained(3, part)
         assert rest.curve == whole.curve
         for mine, other in zip(rest.averages, whole.averages, strict=True):
             assert all((mine[name] == values).all() for name, values in other.items())
