@@ -195,8 +195,7 @@ def _evolve_one(
     execute: "Callable[..., AbstractContextManager[Executor]]",
     plain: bool,
 ) -> "Outcome":
-    import torch  # after what can be refused at once: it takes seconds
-
+    # after what can be refused at once: torch takes seconds
     from evolve.anytime import anytime_config
     from evolve.loop import evolve_task, one_after_another
     from evolve.progress import ProgressDisplay
@@ -205,8 +204,7 @@ def _evolve_one(
 
     console = Console(stderr=True)
     cache = opened.folder / "work"
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with execute(threads=config.threads, device=device) as side_by_side, ProgressDisplay(console) as display:
+    with execute() as side_by_side, ProgressDisplay(console) as display:
         loaded = load_task(
             name,
             as_image_folder(source, cache, columns),

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 ExecutorOption = Annotated[
     Literal["local", "ray"],
-    typer.Option("--executor", help="Processes of this machine, or a Ray cluster (mu2net\\[ray])."),
+    typer.Option("--executor", help="This machine, or a Ray cluster (mu2net\\[ray])."),
 ]
 RayAddressOption = Annotated[
     str | None,
@@ -25,7 +25,7 @@ WorkersOption = Annotated[
 
 
 def open_executor(
-    kind: Literal["local", "ray"], *, workers: int | None, ray_address: str | None, threads: int, device: str
+    kind: Literal["local", "ray"], *, workers: int | None, ray_address: str | None
 ) -> "AbstractContextManager[Executor]":
     """Return the executor to enter.
 
@@ -33,12 +33,10 @@ def open_executor(
         InvalidConfig: Ray is not installed, or an option of the other executor is given.
     """
     if kind == "local":
-        from evolve.local_executor import LocalExecutor, default_workers
+        from evolve.local_executor import LocalExecutor
 
         if ray_address is not None:
             raise InvalidConfig("--ray-address goes with --executor ray: add that, or leave the address out")
-        if workers is None and device == "cpu":
-            workers = default_workers(threads=threads, device=device)
         return LocalExecutor(workers)
     if ray_address is not None and workers is not None:
         raise InvalidConfig("--workers is the size of a cluster of this machine: leave it out with --ray-address")

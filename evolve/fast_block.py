@@ -28,7 +28,6 @@ from models.vit import Block
 PIECE_ROWS = range(48, 177)
 SMALL_MATRIX = 2**18  # most numbers in a matrix whose products are taken in pieces
 
-
 Matrix = tuple[Tensor, Tensor]  # [inputs, outputs] and [outputs, inputs]: for values and for gradients
 
 

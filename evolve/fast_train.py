@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from evolve.activations import CHUNK, run_modules
 from evolve.augment import augment
 from evolve.candidate import Candidate, Part
-from evolve.device_memory import Kept, free_graphs, to_device
+from evolve.device_memory import INPUTS_SHARE, Kept, free_graphs, give_memory_back, to_device
 from evolve.fast_block import FastBlock
 from evolve.graphed_step import GraphedStep
 from evolve.hparams import DataHParams
@@ -49,7 +49,6 @@ from models.weights import Weights
 
 # Of the frozen modules last used, that a process keeps for the next candidate: on a CPU all of ViT-Ti's
 FROZEN_BYTES = {"cpu": 2**27, "cuda": 2**31}
-INPUTS_SHARE = 0.25  # of a GPU's memory, for the inputs last used
 
 _frozen: Kept[nn.Module] = Kept()
 _inputs: Kept[Tensor] = Kept()
@@ -162,6 +161,13 @@ class Inputs:
         )
 
 
+def forget_inputs() -> None:
+    """Give up the inputs that a GPU keeps."""
+    if len(_inputs):
+        _inputs.clear()
+        give_memory_back()
+
+
 def bf16_products(plan: TrainPlan) -> torch.autocast:
     """Return the context in which matrices are multiplied in bfloat16, if the plan says so."""
     return torch.autocast(torch.device(plan.device).type, torch.bfloat16, enabled=plan.bf16_products)
@@ -185,13 +191,15 @@ def fill(
     plan: TrainPlan,
 ) -> Turns[float]:
     """Compute shared activations for some pieces of rows, a turn each; its result is how many seconds it took."""
-    started = time.perf_counter()
-    torch.set_num_threads(plan.threads)
-    inputs = Inputs(shared.prefix, shared.images, shared.source, data, task, plan).load(pool)
+    watch = Stopwatch(Phases())
+    with watch.phase("frozen"):
+        torch.set_num_threads(plan.threads)
+        inputs = Inputs(shared.prefix, shared.images, shared.source, data, task, plan).load(pool)
     for piece in rows:
-        shared.activations.write(unfinished, piece.start, inputs.at(piece))
+        with watch.phase("frozen"):
+            shared.activations.write(unfinished, piece.start, inputs.at(piece))
         yield
-    return time.perf_counter() - started
+    return watch.phases.frozen
 
 
 def train(
@@ -350,10 +358,9 @@ class _Trainable:
 @torch.no_grad()
 def _accuracy(network: _Trainable, inputs: Inputs, labels: np.ndarray) -> float:
     predicted = [
-        network.logits(inputs.at(slice(start, start + CHUNK))).argmax(dim=1).cpu().numpy()
-        for start in range(0, len(labels), CHUNK)
+        network.logits(inputs.at(slice(start, start + CHUNK))).argmax(dim=1) for start in range(0, len(labels), CHUNK)
     ]
-    return float((np.concatenate(predicted) == labels).mean())
+    return float((torch.cat(predicted).cpu().numpy() == labels).mean())
 
 
 def _stored(part: Part, trained: OwnPart, pool: WeightPool) -> Part:
@@ -366,8 +373,9 @@ def _module(part: Part, pool: WeightPool, plan: TrainPlan) -> nn.Module:
     if part.is_own:
         return _built(part, pool, plan)
     key = part.component.id, plan.network, plan.device, plan.bf16_products
-    num_bytes = 2 * 4 * part.component.parameters  # at most: a fast block keeps matrices in both layouts
-    most_bytes = FROZEN_BYTES[torch.device(plan.device).type]
+    device = torch.device(plan.device).type
+    layouts = 2 if device == "cpu" else 1  # at most: a fast block keeps matrices in both
+    num_bytes, most_bytes = 4 * layouts * part.component.parameters, FROZEN_BYTES[device]
     return _frozen.get(key, lambda: _built(part, pool, plan), num_bytes, most_bytes=most_bytes)
 
 

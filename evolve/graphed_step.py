@@ -5,6 +5,7 @@ of the time.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -52,6 +53,9 @@ class GraphedStep:
         graph.capture_begin(capture_error_mode="thread_local")
         try:
             self._step(values, labels)
-        finally:
-            graph.capture_end()
+        except BaseException:
+            with suppress(RuntimeError):  # the step's own error says more
+                graph.capture_end()
+            raise
+        graph.capture_end()
         return graph

@@ -121,10 +121,8 @@ def baselines(
 
     They get as many images as the task's evolution, and the augmentation that it started with.
     """
-    import torch
-
     from evolve.baselines import DEFAULT_FAMILIES, Harness, parse_family, start_augmentation
-    from evolve.local_executor import LocalExecutor, default_workers
+    from evolve.local_executor import LocalExecutor
     from evolve.source import as_image_folder
     from evolve.task import load_task
 
@@ -136,8 +134,7 @@ def baselines(
     sizes = image_sizes or [route.image_size if route else opened.root().image_size]
     budget = images if images is not None else route.lineage.trained_images if route else 0
     chosen = [parse_family(text, opened.root().depth) for text in families or DEFAULT_FAMILIES]
-    workers = default_workers(threads=threads, device="cuda" if torch.cuda.is_available() else "cpu")
-    with LocalExecutor(workers) as execute, Console(stderr=True).status("training") as status:
+    with LocalExecutor(None) as execute, Console(stderr=True).status("training") as status:
         harness = Harness(
             opened,
             loaded,

@@ -27,7 +27,8 @@ from typing import ParamSpec, TypeVar
 import torch
 
 from evolve.candidate import Candidate
-from evolve.fast_train import Checkpoint, fill, finished, pieces, train
+from evolve.device_memory import INPUTS_SHARE, give_memory_back, used_share
+from evolve.fast_train import Checkpoint, fill, finished, forget_inputs, pieces, train
 from evolve.graphed_step import WARM_UP
 from evolve.halving import train_halved
 from evolve.lanes import Lanes, Turns, complete
@@ -41,7 +42,8 @@ from models.cores import usable_cores
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-# A generation below this trains in this process: some ten seconds of a core, as long as processes take to start.
+# A generation below this trains one after another in this process: some ten seconds of a core, as long as processes
+# take to start; on a GPU less than the trial of how many to train at once.
 PROCESS_FLOPS = 5e11
 
 # Each step frees what it allocated, hundreds of MiB. Given back to the system, every page of them is a fault and a
@@ -63,11 +65,9 @@ class Pause:
     validations: int
 
 
-def default_workers(*, threads: int, device: str) -> int:
-    """Return how many candidates to train side by side: one for each set of `threads` cores; one on a GPU."""
-    if device != "cpu":
-        return 1
-    return max(1, usable_cores() // threads)
+def takes_turns(plan: TrainPlan) -> bool:
+    """Whether candidates that train at once do so in this process."""
+    return plan.device != "cpu"
 
 
 def fastest(counts: Sequence[int], seconds: Callable[[int], float | None]) -> int:
@@ -87,12 +87,12 @@ def fastest(counts: Sequence[int], seconds: Callable[[int], float | None]) -> in
 
 
 class LocalExecutor:
-    """Trains generations; on a CPU with one worker in this process, with more in processes of its own.
+    """Trains generations, `workers` candidates at once: on a CPU in processes, on a GPU by turns in this process.
 
-    On a GPU so many candidates take turns in this process. With None as many as the first large generation shows to be
-    fastest, by some steps of its candidates. A generation that costs less than `process_flops` trains one after another
-    in this process in any case, unless others run already. A context manager: its end ends the processes, at once if it
-    ends by an error or by Ctrl-C.
+    With None on a CPU as many as have their threads; on a GPU as many as some steps of the first large generation's
+    candidates show to be fastest. A generation that costs less than `process_flops` is worth neither processes nor
+    that trial: it trains one after another in this process, unless processes run already. A context manager: its end
+    ends the processes, at once if it ends by an error or by Ctrl-C.
     """
 
     def __init__(self, workers: int | None = 1, *, process_flops: float = PROCESS_FLOPS) -> None:
@@ -100,6 +100,7 @@ class LocalExecutor:
         self.workers = 1  # that train the present generation at once
         self._process_flops = process_flops
         self._lanes: Lanes | None = None  # where the present generation takes turns, in this process
+        self._made_lanes: dict[tuple[int, str], Lanes] = {}  # each keeps its streams, and so what they left in memory
         self._processes: ProcessPoolExecutor | None = None
         self._lifeline: Connection | None = None
 
@@ -110,6 +111,7 @@ class LocalExecutor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop(at_once=error is not None)
+        forget_inputs()
 
     def __call__(
         self, candidates: Sequence[Candidate], task: Task, pool: WeightPool, plan: TrainPlan
@@ -119,11 +121,12 @@ class LocalExecutor:
         for images in (task.train, task.val):
             images.pixels(size)  # decoded here once, so that no worker does
         is_large = sum(candidate.flops(plan.network) for candidate in candidates) * plan.images >= self._process_flops
-        takes_turns = plan.device != "cpu" or self._most_workers is None
         if self._most_workers is None and is_large:
-            self._most_workers = fastest(AT_ONCE, partial(_trial, candidates, task, pool, plan))
+            trial = partial(_trial, candidates, task, pool, plan)
+            cores = max(1, usable_cores() // plan.threads)
+            self._most_workers = fastest(AT_ONCE, trial) if takes_turns(plan) else cores
         self.workers = (self._most_workers or 1) if is_large or self._processes else 1
-        self._lanes = Lanes(self.workers, plan.device) if takes_turns or self.workers == 1 else None
+        self._lanes = self._lanes_for(plan) if takes_turns(plan) or self.workers == 1 else None
         try:
             sharing = plan_sharing(candidates, task, plan, pool.folder / "activations")
             make_room(sharing, pool, plan)
@@ -135,6 +138,12 @@ class LocalExecutor:
         finally:
             if self._lanes:
                 self._lanes.close()
+
+    def _lanes_for(self, plan: TrainPlan) -> Lanes:
+        key = self.workers, plan.device
+        if key not in self._made_lanes:
+            self._made_lanes[key] = Lanes(*key)
+        return self._made_lanes[key]
 
     def _trained(
         self, candidates: Sequence[Candidate], sharing: Sharing, task: Task, pool: WeightPool, plan: TrainPlan
@@ -230,7 +239,10 @@ def _completed(work: "Callable[Arguments, Turns[Result]]", *args: Arguments.args
 
 
 def _trial(candidates: Sequence[Candidate], task: Task, pool: WeightPool, plan: TrainPlan, count: int) -> float | None:
-    """Return the seconds of some steps of `count` candidates that take turns, None if memory does not suffice."""
+    """Return the seconds of some steps of `count` candidates that take turns, None if memory does not suffice.
+
+    Nothing kept is read meanwhile, so what that may take up has to be left.
+    """
     warm_up = WARM_UP + 2
     few = replace(plan, images=(warm_up + TRIAL_STEPS + 1) * plan.batch_size, validations=1)
     nothing = Sharing(candidates[0].data, ())
@@ -246,16 +258,23 @@ def _trial(candidates: Sequence[Candidate], task: Task, pool: WeightPool, plan: 
             torch.cuda.synchronize()
         return time.perf_counter() - started
 
+    if plan.device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
     try:
         seconds(warm_up)
         took = seconds(TRIAL_STEPS)
         for future in futures:
             if future.done():  # before its end: by an error
                 future.result()
+        is_too_large = plan.device != "cpu" and used_share() > 1 - INPUTS_SHARE
     except torch.OutOfMemoryError:
-        return None
+        is_too_large = True
     finally:
         lanes.close()
+    if is_too_large:
+        futures.clear()  # an error holds what its training held
+        give_memory_back()
+        return None
     return took
 
 

@@ -10,7 +10,11 @@ from rich.table import Table
 
 @dataclass(frozen=True, slots=True)
 class Phases:
-    """Seconds that a candidate's training spent in each phase."""
+    """Seconds that a candidate's training spent in each phase.
+
+    On a GPU a step is launched whole, with what is frozen but not kept: it counts as backward, with the time to wait
+    for it before a validation.
+    """
 
     frozen: float = 0.0  # its part of the activations that the generation computed once for all
     data: float = 0.0  # batches, augmentation, reading activations, and what is frozen but not kept

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from evolve.augment import augment
 from evolve.candidate import Candidate, Part
+from evolve.device_memory import to_device
 from evolve.hparams import OptimiserHParams
 from evolve.moving_average import MovingAverage
 from evolve.network import as_weights, build_network, weights_of
@@ -117,7 +118,7 @@ def batches(count: int, plan: TrainPlan) -> Iterator[np.ndarray]:
 
 def scaled(levels: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Scale levels of 0 to 255, [batch, 3, size, size], as the route's first subgraph does."""
-    factor, offset = (torch.from_numpy(values).to(levels.device) for values in scale_constants(preprocessing))
+    factor, offset = (to_device(values, str(levels.device)) for values in scale_constants(preprocessing))
     return levels * factor.view(3, 1, 1) + offset.view(3, 1, 1)
 
 

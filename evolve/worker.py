@@ -109,7 +109,7 @@ def worker(
     def work(claim: Claim) -> None:
         from evolve.job import JobTeller, run_job  # torch: after the job is held, so that its progress can be seen
 
-        chosen = open_executor(executor, workers=workers, ray_address=ray_address, threads=1, device="cpu")
+        chosen = open_executor(executor, workers=workers, ray_address=ray_address)
         with chosen as execute:
             run_job(claim.job, opened, JobTeller(jobs, claim), execute)
 

@@ -56,9 +56,19 @@ def test_products_in_bfloat16_round_and_do_nothing_else(is_own: bool, is_first: 
         answer = FastBlock(plain, bf16_products=True)(values)
     assert answer.dtype == torch.float32
     assert 1e-4 < (answer - wanted).norm() / wanted.norm() < 1e-2
-    for mine, theirs in zip(torch.autograd.grad(answer, differentiable, incoming), wanted_gradients, strict=True):
+    gradients = torch.autograd.grad(answer, differentiable, incoming)
+    for mine, theirs in zip(gradients, wanted_gradients, strict=True):
         assert mine.dtype == torch.float32
         assert (mine - theirs).norm() <= 2e-2 * theirs.norm()
+    if is_own:  # a sum, of what nothing has rounded
+        torch.testing.assert_close(gradients[-1], incoming.sum((0, 1)), rtol=1e-5, atol=1e-5)
+
+
+def test_the_first_token_alone_is_computed_in_float32() -> None:
+    plain, values = block(is_own=True), torch.randn(2, 5, DIM)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = FastBlock(plain, bf16_products=True).first_token(values)
+    torch.testing.assert_close(found, plain.first_token(values))
 
 
 @pytest.mark.parametrize("bf16_products", [False, True])

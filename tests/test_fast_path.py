@@ -1,5 +1,7 @@
 """The fast path computes what the plain path computes, whatever the candidates own and however many workers train."""
 
+import gc
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from evolve.candidate import Candidate, Part
 from evolve.config import EvolveConfig
 from evolve.device_memory import Kept
 from evolve.fast_block import FastBlock
-from evolve.fast_train import Checkpoint, finished, train
+from evolve.fast_train import Checkpoint, Inputs, finished, train
 from evolve.hparams import DataHParams, OptimiserHParams
 from evolve.journal import Journal
 from evolve.lanes import complete
@@ -250,13 +252,13 @@ def test_as_many_candidates_at_once_as_are_fastest() -> None:
     assert seconds({1: 1.0, 2: 1.2, 4: None}) == 2  # they did not fit
 
 
-def test_measuring_how_many_at_once_changes_nothing_else(run: TaskRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_executor, "AT_ONCE", (1, 2))
-    candidates = generation(run, DataHParams(16))
-    here = list(LocalExecutor()(candidates, run.task, run.pool, run.plan(0)))
+def test_on_a_processor_as_many_train_at_once_as_have_their_threads(
+    run: TaskRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_executor, "usable_cores", lambda: 5)
     with LocalExecutor(None, process_flops=0) as execute:
-        measured = list(execute(candidates, run.task, run.pool, run.plan(0)))
-    assert [one.candidate for one in measured] == [one.candidate for one in here]
+        next(execute(generation(run, DataHParams(16)), run.task, run.pool, replace(run.plan(0), threads=2)))
+        assert execute.workers == 2
 
 
 def test_a_prefix_is_shared_as_far_as_it_reaches(run: TaskRun) -> None:
@@ -315,6 +317,28 @@ def test_bfloat16_trains_almost_as_well(tmp_path: Path, toy_task: Task, what: st
     assert quality.validation_accuracy == pytest.approx(wanted.validation_accuracy, abs=0.2)
 
 
+def test_what_was_multiplied_in_bfloat16_is_kept_apart(run: TaskRun) -> None:
+    candidates = generation(run, DataHParams(16))
+    plans = [replace(run.plan(0), bf16_products=rounds) for rounds in (False, True)]
+    names = [
+        {shared.activations.path.name for shared in plan_sharing(candidates, run.task, plan, run.pool.folder).shared}
+        for plan in plans
+    ]
+    assert names[0]
+    assert names[1]
+    assert not names[0] & names[1]
+
+
+def test_a_frozen_prefix_is_multiplied_in_what_the_plan_says(run: TaskRun) -> None:
+    candidate = generation(run, DataHParams(16))[0]
+    exact, rounded = (
+        Inputs(frozen_prefix(candidate), "val", None, candidate.data, run.task, plan).load(run.pool).at(slice(0, 4))
+        for plan in (replace(run.plan(0), bf16_products=rounds) for rounds in (False, True))
+    )
+    assert exact.dtype == rounded.dtype == torch.float32
+    assert 1e-4 < (exact - rounded).norm() / exact.norm() < 0.05
+
+
 def test_frozen_modules_are_built_once_and_only_the_last_used_are_kept(
     run: TaskRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,12 +351,14 @@ def test_frozen_modules_are_built_once_and_only_the_last_used_are_kept(
 
     monkeypatch.setattr(fast_train, "_frozen", Kept())
     monkeypatch.setattr(fast_train, "FROZEN_BYTES", {"cpu": 2 * num_bytes})
-    first, second = module(blocks[0]), module(blocks[1])
+    first, second = module(blocks[0]), weakref.ref(module(blocks[1]))
     assert isinstance(first, FastBlock)
     assert module(blocks[0]) is first
     module(blocks[2])  # in the place of the second, which was used less lately
     assert module(blocks[0]) is first
-    assert module(blocks[1]) is not second
+    gc.collect()
+    assert second() is None
+    module(blocks[1])
     assert len(fast_train._frozen) == 2
     own = replace(blocks[0], is_own=True)
     assert isinstance(module(own), FastBlock)

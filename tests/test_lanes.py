@@ -1,11 +1,14 @@
 """Trainings that take turns: as many at once as there are lanes, in order, each with its own result or error."""
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import replace
 
 import pytest
 import torch
 
-from evolve import device_memory
+from evolve import device_memory, local_executor
+from evolve.candidate import Candidate
 from evolve.device_memory import Kept
 from evolve.lanes import Lanes, Turns, complete
 from evolve.local_executor import LocalExecutor
@@ -53,8 +56,41 @@ def test_closing_ends_what_runs_and_what_waits() -> None:
     lanes.turn()
     lanes.close()
     assert seen == ["first", "first ends"]
-    assert not first.done()
-    assert not second.done()
+    for future in (first, second):
+        with pytest.raises(CancelledError):
+            future.result()
+    assert lanes.submit(steps("third", 1, seen)).result() == "third"  # in the lane that is free again
+
+
+def test_one_that_does_not_end_well_keeps_no_other_from_ending() -> None:
+    seen: list[str] = []
+
+    def stubborn() -> Turns[str]:
+        try:
+            yield
+        finally:
+            raise ValueError("stubborn")
+
+    lanes = Lanes(2, "cpu")
+    lanes.submit(stubborn())
+    lanes.submit(steps("other", 9, seen))
+    lanes.turn()
+    with pytest.raises(ValueError, match="stubborn"):
+        lanes.close()
+    assert seen == ["other", "other ends"]
+
+
+def test_an_interruption_is_passed_on_and_gives_no_result() -> None:
+    def interrupted() -> Turns[str]:
+        yield
+        raise KeyboardInterrupt
+
+    lanes = Lanes(1, "cpu")
+    future = lanes.submit(interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        future.result()
+    with pytest.raises(CancelledError):
+        future.result()
 
 
 def test_work_that_is_completed_is_done_in_one_go() -> None:
@@ -66,20 +102,69 @@ def run(opened_store: Store, toy_task: Task) -> TaskRun:
     return TaskRun.begin(toy_task, opened_store, replace(TINY_CONFIG, children_per_generation=3), private=False)
 
 
-@pytest.mark.parametrize("halving", [False, True])
-def test_candidates_that_take_turns_train_as_one_after_another(run: TaskRun, halving: bool) -> None:
+def children(run: TaskRun) -> list[Candidate]:
     population = run.start_population()
-    candidates = run.sample_children(population, run.sample_data(population, 0), 0)
+    return run.sample_children(population, run.sample_data(population, 0), 0)
+
+
+@pytest.mark.parametrize("halving", [False, True])
+def test_candidates_that_take_turns_train_as_one_after_another(
+    run: TaskRun, halving: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    candidates = children(run)
     plan = replace(run.plan(0), halving=halving)
     alone = list(LocalExecutor(1)(candidates, run.task, run.pool, plan))
+    monkeypatch.setattr(local_executor, "takes_turns", lambda plan: True)
+    monkeypatch.setattr(local_executor, "fastest", lambda counts, seconds: 2)
+    made: list[int] = []
+
+    def counted(count: int, device: str) -> Lanes:
+        made.append(count)
+        return Lanes(count, device)
+
+    monkeypatch.setattr(local_executor, "Lanes", counted)
     with LocalExecutor(None, process_flops=0) as execute:
-        together = list(execute(candidates, run.task, run.pool, plan))
-    assert [(one.candidate, one.curve) for one in together] == [(one.candidate, one.curve) for one in alone]
+        for _ in range(2):
+            together = list(execute(candidates, run.task, run.pool, plan))
+            assert [(one.candidate, one.curve) for one in together] == [(one.candidate, one.curve) for one in alone]
+    assert execute.workers == 2
+    assert made == [2]  # for both generations
+
+
+def test_a_trial_times_as_many_as_are_to_take_turns(run: TaskRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[float] = []
+
+    def first_two(counts: Sequence[int], seconds: Callable[[int], float | None]) -> int:
+        tried.extend(seconds(count) or 0.0 for count in counts[:2])
+        return counts[1]
+
+    monkeypatch.setattr(local_executor, "takes_turns", lambda plan: True)
+    monkeypatch.setattr(local_executor, "fastest", first_two)
+    with LocalExecutor(None, process_flops=0) as execute:
+        list(execute(children(run), run.task, run.pool, run.plan(0)))
+    assert execute.workers == 2
+    assert 0 < tried[0] < tried[1]  # on a processor two take longer than one
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), ValueError("wrong")])
+def test_a_trial_that_does_not_fit_is_no_error_but_any_other_is(
+    run: TaskRun, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def training(*_: object, **__: object) -> Turns[None]:
+        yield
+        raise error
+
+    monkeypatch.setattr(local_executor, "train", training)
+    arguments = (children(run), run.task, run.pool, run.plan(0), 2)
+    if isinstance(error, ValueError):
+        with pytest.raises(ValueError, match="wrong"):
+            local_executor._trial(*arguments)
+    else:
+        assert local_executor._trial(*arguments) is None
 
 
 def test_a_generation_that_is_given_up_ends_its_trainings(run: TaskRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    population = run.start_population()
-    candidates = run.sample_children(population, run.sample_data(population, 0), 0)
+    candidates = children(run)
     closed: list[int] = []
     monkeypatch.setattr("evolve.local_executor.Lanes.close", lambda lanes: closed.append(1))
     generation = LocalExecutor(1)(candidates, run.task, run.pool, run.plan(0))
@@ -89,18 +174,23 @@ def test_a_generation_that_is_given_up_ends_its_trainings(run: TaskRun, monkeypa
     assert closed
 
 
+class Thing:
+    """What can be kept."""
+
+
 def test_what_was_used_least_lately_is_forgotten_first() -> None:
-    kept: Kept[str] = Kept()
+    kept: Kept[Thing] = Kept()
     made: list[str] = []
 
-    def get(key: str, num_bytes: int = 4) -> str:
-        def make() -> str:
+    def get(key: str, num_bytes: int = 4) -> Thing:
+        def make() -> Thing:
             made.append(key)
-            return key.upper()
+            return Thing()
 
         return kept.get(key, make, num_bytes, most_bytes=10)
 
-    assert [get(key) for key in ("a", "b", "a", "c", "a")] == ["A", "B", "A", "C", "A"]
+    for key in ("a", "b", "a", "c", "a"):
+        get(key)
     assert made == ["a", "b", "c"]
     get("b")
     assert made == ["a", "b", "c", "b"]
@@ -108,6 +198,17 @@ def test_what_was_used_least_lately_is_forgotten_first() -> None:
     assert len(kept) == 2
     get("a")
     assert made == ["a", "b", "c", "b", "large"]
+    kept.clear()
+    get("a")
+    assert made[5:] == ["a"]
+
+
+def test_what_somebody_has_is_not_made_again() -> None:
+    kept: Kept[Thing] = Kept()
+    mine = [kept.get(key, Thing, 6, most_bytes=10) for key in "abab"]
+    assert mine[0] is mine[2]
+    assert mine[1] is mine[3]
+    assert len(kept) == 1
 
 
 def test_arrays_for_a_cpu_are_not_copied() -> None:

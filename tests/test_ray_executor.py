@@ -125,6 +125,6 @@ def ray_nodes() -> list[dict[str, Any]]:
 
 def test_options_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(InvalidConfig, match=r"^--ray-address goes with --executor ray: add that"):
-        open_executor("local", workers=None, ray_address="auto", threads=1, device="cpu")
+        open_executor("local", workers=None, ray_address="auto")
     with pytest.raises(InvalidConfig, match=r"leave it out with --ray-address$"):
-        open_executor("ray", workers=2, ray_address="auto", threads=1, device="cpu")
+        open_executor("ray", workers=2, ray_address="auto")

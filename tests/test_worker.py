@@ -136,14 +136,19 @@ def test_a_worker_that_lost_its_lease_stops_and_changes_nothing(
     job = submitted(opened_store, queue, data)
     others: list[Claim] = []
 
+    def take_over() -> None:
+        while not others:  # the lease may be renewed between these two
+            with queue._writing() as connection:
+                connection.execute(sql.update(JOBS).values(leased_until=0.0))
+            if claim := queue.claim():
+                others.append(claim)
+
     def work(claim: Claim) -> None:
-        with queue._writing() as connection:
-            connection.execute(sql.update(JOBS).values(leased_until=0.0))
         other.start()
         time.sleep(60)
         pytest.fail("it went on")
 
-    other = threading.Thread(target=lambda: others.append(claimed(queue)))
+    other = threading.Thread(target=take_over)
     work_on(claimed(queue), opened_store, queue, work)
     other.join()
     assert queue.job(job.id).state == "running"

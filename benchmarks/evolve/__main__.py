@@ -36,6 +36,8 @@ def main() -> None:
     arguments = parser.parse_args()
     until = time.monotonic() + 60 * arguments.minutes
     command = "uv run python -m benchmarks.evolve"
+    if arguments.results != NAME and arguments.part is None:
+        parser.error("--results goes with --part: name the part to be measured")
     if arguments.results != NAME:
         command += f" --part {arguments.part} --results {arguments.results}"
     raw: dict[str, Any] = {} if arguments.afresh else results.read_raw(arguments.results)

@@ -22,7 +22,7 @@ from benchmarks.evolve.data import real_store, real_task
 from evolve.candidate import Candidate
 from evolve.config import EvolveConfig
 from evolve.hparams import OptimiserHParams
-from evolve.local_executor import LocalExecutor, default_workers
+from evolve.local_executor import LocalExecutor
 from evolve.loop import one_after_another
 from evolve.mutation import resized
 from evolve.run import Executor, TaskRun
@@ -60,8 +60,7 @@ def measurements(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
             task = real_task("sign_digits", train=256, val=128)
             run = TaskRun.begin(task, real_store(folder / "clones"), CONFIG, private=False)
             # processes from the start: they live as long as an evolution, so starting them is not measured
-            on_cpu = run.start.device == "cpu"
-            execute = LocalExecutor(default_workers(threads=1, device="cpu") if on_cpu else None, process_flops=0)
+            execute = LocalExecutor(None, process_flops=0)
             few = replace(run.plan(0), images=64, validations=1)
             for warm, threads in ((one_after_another, 2), (execute, 1)):
                 list(warm(candidates_of(run, 0, CONFIG), task, run.pool, replace(few, threads=threads)))

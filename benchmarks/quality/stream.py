@@ -17,11 +17,12 @@ from rich.console import Console
 from benchmarks.quality.plan import ROOT_SCALE, StreamPlan, TaskPlan
 from benchmarks.results import commit
 from evolve.baselines import Harness, parse_family
-from evolve.local_executor import LocalExecutor, default_workers
+from evolve.local_executor import LocalExecutor
 from evolve.loop import evolve_task
 from evolve.onnx_route import OnnxRoute
 from evolve.publish import create_store
 from evolve.task import Task, load_task
+from models.cores import usable_cores
 from models.figures import task_figures
 from models.names import TaskName
 from models.root import load_root
@@ -29,7 +30,6 @@ from models.route import Route
 from models.store import Store
 
 Part = dict[str, Any]
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Stream:
@@ -56,7 +56,7 @@ class Stream:
 
     def _baselines(self) -> list[Part]:
         """Train the baselines side by side, one on each core: they depend on the plan alone."""
-        workers = default_workers(threads=1, device=DEVICE)
+        workers = 1 if torch.cuda.is_available() else usable_cores()
         # the costly ones first, so that no core is left alone at the end
         todo = [(task, family) for family in self._plan.families for task in self._plan.tasks]
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as processes:
@@ -106,7 +106,7 @@ class Stream:
             )
         task = self._task(planned)
         config = self._plan.config(planned, self._seed)
-        with LocalExecutor(default_workers(threads=config.threads, device=DEVICE)) as side_by_side:
+        with LocalExecutor(None) as side_by_side:
             outcome = evolve_task(task, self.store, config, execute=side_by_side)
         seen, most = outcome.trained_images + outcome.probed_images, self._plan.images(planned)
         assert seen <= most, f"{task.name}: {seen} images, more than the {most} that each baseline may see"
