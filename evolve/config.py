@@ -77,6 +77,7 @@ class EvolveConfig:
         self._require("rank_images", self.rank_images >= 2, "a whole number from 2")
         is_a_validation = 1 <= self.halving_from <= self.validations
         self._require("halving_from", is_a_validation, f"a whole number from 1 to validations = {self.validations}")
+        self._require("halving_from", self.halving or self.halving_from == 1, "1, or set halving = true as well")
         self._require("threads", 1 <= self.threads <= MAX_THREADS, f"a whole number from 1 to {MAX_THREADS}")
         self._require("seed", self.seed >= 0, "a whole number from 0")
         self._require("activation_mib", self.activation_mib >= 0, "a whole number from 0 (0 = keep none)")

@@ -44,6 +44,7 @@ def test_a_larger_first_generation_is_halved_from_a_later_validation_on(opened_s
     [
         ({"first_children": 0}, "first_children = 0: use a whole number from 1"),
         ({"halving_from": 5}, "halving_from = 5: use a whole number from 1 to validations = 4"),
+        ({"halving_from": 2}, "halving_from = 2: use 1, or set halving = true as well"),
         ({"rank_images": 1}, "rank_images = 1: use a whole number from 2"),
     ],
 )
