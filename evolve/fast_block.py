@@ -74,7 +74,7 @@ class _BlockStep(Function):
 
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, num_heads: int, matrices: tuple[Matrix, ...], *weights: Tensor) -> Tensor:
-        scale1, shift1, _, qkv_bias, _, proj_bias, scale2, shift2, _, fc1_bias, _, fc2_bias = weights
+        scale1, shift1, qkv_weight, qkv_bias, _, proj_bias, scale2, shift2, _, fc1_bias, _, fc2_bias = weights
         (qkv_t, _), (proj_t, _), (fc1_t, _), (fc2_t, _) = matrices
         dim, dtype = tokens.shape[-1], qkv_t.dtype
         ctx.matrices = matrices
@@ -96,16 +96,16 @@ class _BlockStep(Function):
         active = F.gelu(hidden).to(dtype)
         inputs = (whitened, normed, active) if ctx.is_own else (None, None, None)
         between = (tokens, mean1, rstd1, qkv, mixed, weighting, attended, mean2, rstd2, hidden)
-        ctx.save_for_backward(*weights, *between, *inputs)
+        ctx.save_for_backward(scale1, shift1, qkv_weight, scale2, shift2, *between, *inputs)
         return _add_product(attended + fc2_bias, active, fc2_t)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         saved = ctx.saved_tensors
-        scale1, shift1, qkv_weight, _, _, _, scale2, shift2, _, _, _, _ = saved[:12]
-        tokens, mean1, rstd1, qkv, mixed, weighting, attended, mean2, rstd2, hidden = saved[12:22]
-        whitened, normed, active = saved[22:]
+        scale1, shift1, qkv_weight, scale2, shift2 = saved[:5]
+        tokens, mean1, rstd1, qkv, mixed, weighting, attended, mean2, rstd2, hidden = saved[5:15]
+        whitened, normed, active = saved[15:]
         (_, qkv_matrix), (_, proj_matrix), (_, fc1_matrix), (_, fc2_matrix) = ctx.matrices
         dim, is_own, dtype = tokens.shape[-1], ctx.is_own, qkv_matrix.dtype
         norm_backward = torch.ops.aten.native_layer_norm_backward

@@ -96,7 +96,7 @@ class Inputs:
         self._data = data
         self._plan = plan
         self._pixels = (task.val if images == "val" else task.train).pixels(data.image_size)
-        self._pixels_key = task.digest, images, data.image_size, plan.device
+        self._pixels_key = task.digest, images, data.image_size
         self._batches = list(batches(len(task.train), plan)) if self.is_sequence else []
         self._on_device: Tensor | None = None  # all rows, or all pixels
 
@@ -146,19 +146,15 @@ class Inputs:
     def _taken_in(self) -> Tensor | None:
         """Return all rows, or all pixels, in the device's memory; None if they would take too much of it."""
         room = int(INPUTS_SHARE * torch.cuda.get_device_properties(self._plan.device).total_memory)
-        if kept := self._kept:
-            if kept.num_bytes > room:
-                return None
-            key, num_bytes = (kept.path, self._plan.device), kept.num_bytes
-            return _inputs.get(key, lambda: kept.stored().to(self._plan.device), num_bytes, most_bytes=room)
-        if self._pixels.nbytes > room:
+        kept, pixels, device = self._kept, self._pixels, self._plan.device
+        num_bytes = kept.num_bytes if kept else pixels.nbytes
+        if num_bytes > room:
             return None
-        return _inputs.get(
-            self._pixels_key,
-            lambda: torch.from_numpy(np.array(self._pixels)).to(self._plan.device),
-            self._pixels.nbytes,
-            most_bytes=room,
-        )
+
+        def taken_in() -> Tensor:
+            return (kept.stored() if kept else torch.from_numpy(np.array(pixels))).to(device)
+
+        return _inputs.get((kept or self._pixels_key, device), taken_in, num_bytes, most_bytes=room)
 
 
 def forget_inputs() -> None:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from evolve.candidate import Candidate
 from evolve.local_executor import LocalExecutor
 from evolve.loop import one_after_another
 from evolve.run import TaskRun
@@ -14,6 +13,7 @@ from evolve.task import Task
 from evolve.train import Trained
 from models.store import Store
 from tests.conftest import TINY_CONFIG
+from tests.trained import first_children, own_weights
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -25,27 +25,11 @@ def run(opened_store: Store, toy_task: Task) -> TaskRun:
     return begun
 
 
-def children(run: TaskRun) -> list[Candidate]:
-    population = run.start_population()
-    return run.sample_children(population, run.sample_data(population, 0), 0)
-
-
 def close(found: list[Trained], wanted: list[Trained], run: TaskRun) -> None:
     """Hold that the same candidates have nearly the same weights and momentum in all of their own parts."""
-    assert [one.candidate.name for one in found] == [one.candidate.name for one in wanted]
-    for one, other in zip(found, wanted, strict=True):
-        for part, reference in zip(one.candidate.parts, other.candidate.parts, strict=True):
-            assert part.is_own == reference.is_own
-            if not part.is_own:
-                assert part.component == reference.component
-                continue
-            assert part.momentum
-            assert reference.momentum
-            pairs = (part.component.id, reference.component.id), (part.momentum, reference.momentum)
-            for mine, theirs in ((run.pool.get(one), run.pool.get(other)) for one, other in pairs):
-                for name, values in mine.items():
-                    away, size = (float(np.linalg.norm(one)) for one in (values - theirs[name], theirs[name]))
-                    assert away <= 1e-2 * max(size, 1e-3), (part.component.kind, name)
+    for name, values, theirs in own_weights(found, wanted, run.pool):
+        away, size = (float(np.linalg.norm(one)) for one in (values - theirs, theirs))
+        assert away <= 1e-2 * max(size, 1e-3), name
 
 
 @pytest.mark.parametrize("workers", [1, 3, None])
@@ -56,7 +40,7 @@ def test_the_fast_path_trains_as_the_plain_one(
 ) -> None:
     plan = replace(run.plan(0), activation_bytes=activation_mib * 2**20, average_weights=average_weights, validations=1)
     assert plan.steps > 8  # so that most of them are replayed
-    candidates = children(run)
+    candidates = first_children(run)
     wanted = list(one_after_another(candidates, run.task, run.pool, plan))
     with LocalExecutor(workers, process_flops=0) as execute:
         found = list(execute(candidates, run.task, run.pool, plan))
@@ -65,7 +49,7 @@ def test_the_fast_path_trains_as_the_plain_one(
 
 def test_halving_on_a_gpu_stops_the_same_candidates(run: TaskRun) -> None:
     plan = replace(run.plan(0), halving=True, validations=2)
-    candidates = children(run)
+    candidates = first_children(run)
     one = list(LocalExecutor(1)(candidates, run.task, run.pool, plan))
     three = list(LocalExecutor(3, process_flops=0)(candidates, run.task, run.pool, plan))
     assert [len(trained.curve) for trained in one] == [len(trained.curve) for trained in three]
@@ -74,7 +58,7 @@ def test_halving_on_a_gpu_stops_the_same_candidates(run: TaskRun) -> None:
 
 def test_bfloat16_products_train_as_well(run: TaskRun) -> None:
     plan = run.plan(0)
-    candidates = children(run)
+    candidates = first_children(run)
     float32 = list(LocalExecutor(2, process_flops=0)(candidates, run.task, run.pool, plan))
     rounded = list(LocalExecutor(2, process_flops=0)(candidates, run.task, run.pool, replace(plan, bf16_products=True)))
     assert max(one.quality for one in rounded) == pytest.approx(max(one.quality for one in float32), abs=0.1)

@@ -10,12 +10,14 @@ import torch
 from evolve import device_memory, local_executor
 from evolve.candidate import Candidate
 from evolve.device_memory import Kept
+from evolve.graphed_step import WARM_UP
 from evolve.lanes import Lanes, Turns, complete
-from evolve.local_executor import LocalExecutor
+from evolve.local_executor import TRIAL_STEPS, LocalExecutor
 from evolve.run import TaskRun
 from evolve.task import Task
 from models.store import Store
 from tests.conftest import TINY_CONFIG
+from tests.trained import first_children
 
 
 def steps(name: str, count: int, seen: list[str], *, fails: bool = False) -> Turns[str]:
@@ -102,16 +104,11 @@ def run(opened_store: Store, toy_task: Task) -> TaskRun:
     return TaskRun.begin(toy_task, opened_store, replace(TINY_CONFIG, children_per_generation=3), private=False)
 
 
-def children(run: TaskRun) -> list[Candidate]:
-    population = run.start_population()
-    return run.sample_children(population, run.sample_data(population, 0), 0)
-
-
 @pytest.mark.parametrize("halving", [False, True])
 def test_candidates_that_take_turns_train_as_one_after_another(
     run: TaskRun, halving: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    candidates = children(run)
+    candidates = first_children(run)
     plan = replace(run.plan(0), halving=halving)
     alone = list(LocalExecutor(1)(candidates, run.task, run.pool, plan))
     monkeypatch.setattr(local_executor, "takes_turns", lambda plan: True)
@@ -131,19 +128,39 @@ def test_candidates_that_take_turns_train_as_one_after_another(
     assert made == [2]  # for both generations
 
 
-def test_a_trial_times_as_many_as_are_to_take_turns(run: TaskRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[float] = []
+@pytest.mark.parametrize("count", [1, 2, 5])  # five of three candidates: some take part twice
+def test_a_trial_takes_its_steps_with_as_many_as_are_to_take_turns(
+    run: TaskRun, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
 
-    def first_two(counts: Sequence[int], seconds: Callable[[int], float | None]) -> int:
-        tried.extend(seconds(count) or 0.0 for count in counts[:2])
+    def training(candidate: Candidate, *_: object, **__: object) -> Turns[str]:
+        return steps(candidate.name, 1000, seen)
+
+    monkeypatch.setattr(local_executor, "train", training)
+    candidates = first_children(run)
+    took = local_executor._trial(candidates, run.task, run.pool, run.plan(0), count)
+    assert took is not None
+    assert took > 0
+    stepped = [name for name in seen if not name.endswith(" ends")]
+    assert len(stepped) == count * (WARM_UP + 2 + TRIAL_STEPS)
+    assert set(stepped) == {candidate.name for candidate in candidates[:count]}
+    assert len(seen) - len(stepped) == count  # none goes on
+
+
+def test_what_the_trial_finds_fastest_is_how_many_take_turns(run: TaskRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[float | None] = []
+
+    def second(counts: Sequence[int], seconds: Callable[[int], float | None]) -> int:
+        tried.extend(seconds(count) for count in counts[:2])
         return counts[1]
 
     monkeypatch.setattr(local_executor, "takes_turns", lambda plan: True)
-    monkeypatch.setattr(local_executor, "fastest", first_two)
+    monkeypatch.setattr(local_executor, "fastest", second)
     with LocalExecutor(None, process_flops=0) as execute:
-        list(execute(children(run), run.task, run.pool, run.plan(0)))
+        list(execute(first_children(run), run.task, run.pool, run.plan(0)))
     assert execute.workers == 2
-    assert 0 < tried[0] < tried[1]  # on a processor two take longer than one
+    assert all(took is not None and took > 0 for took in tried)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), ValueError("wrong")])
@@ -155,7 +172,7 @@ def test_a_trial_that_does_not_fit_is_no_error_but_any_other_is(
         raise error
 
     monkeypatch.setattr(local_executor, "train", training)
-    arguments = (children(run), run.task, run.pool, run.plan(0), 2)
+    arguments = (first_children(run), run.task, run.pool, run.plan(0), 2)
     if isinstance(error, ValueError):
         with pytest.raises(ValueError, match="wrong"):
             local_executor._trial(*arguments)
@@ -164,7 +181,7 @@ def test_a_trial_that_does_not_fit_is_no_error_but_any_other_is(
 
 
 def test_a_generation_that_is_given_up_ends_its_trainings(run: TaskRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    candidates = children(run)
+    candidates = first_children(run)
     closed: list[int] = []
     monkeypatch.setattr("evolve.local_executor.Lanes.close", lambda lanes: closed.append(1))
     generation = LocalExecutor(1)(candidates, run.task, run.pool, run.plan(0))

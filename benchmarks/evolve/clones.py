@@ -154,11 +154,16 @@ def _key(way: str, generation: int, seed: int, repeat: int = 0) -> str:
 
 
 def _timed(run: TaskRun, way: Way, generation: int, seed: int) -> dict[str, Any]:
-    plan = replace(run.plan(generation), threads=way.threads, activation_dtype=way.dtype)
-    plan = replace(plan, bf16_products=way.multiplies_in_bf16)
-    plan = replace(plan, seed=(*plan.seed, seed))
+    plan = run.plan(generation)
+    plan = replace(
+        plan,
+        threads=way.threads,
+        activation_dtype=way.dtype,
+        bf16_products=way.multiplies_in_bf16,
+        seed=(*plan.seed, seed),
+    )
     candidates = candidates_of(run, generation, CONFIG)
-    shutil.rmtree(run.pool.folder / "activations", ignore_errors=True)  # nothing shared is there before
+    forget_activations(run)
     started = time.perf_counter()
     trained = list(way.execute(candidates, run.task, run.pool, plan))
     seconds = time.perf_counter() - started
@@ -168,6 +173,11 @@ def _timed(run: TaskRun, way: Way, generation: int, seed: int) -> dict[str, Any]
         "images_per_second": round(sum(one.images for one in trained) / seconds, 1),
         "qualities": [one.quality for one in trained],
     }
+
+
+def forget_activations(run: TaskRun) -> None:
+    """Let nothing shared be there before what is timed."""
+    shutil.rmtree(run.pool.folder / "activations", ignore_errors=True)
 
 
 def candidates_of(run: TaskRun, generation: int, config: EvolveConfig) -> list[Candidate]:

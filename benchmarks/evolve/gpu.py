@@ -15,12 +15,11 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.evolve.clones import candidates_of
+from benchmarks.evolve.clones import candidates_of, forget_activations
 from benchmarks.evolve.data import real_task
-from evolve import fast_train, graphed_step
+from evolve import graphed_step
 from evolve.candidate import Candidate
 from evolve.config import EvolveConfig
-from evolve.device_memory import Kept
 from evolve.local_executor import LocalExecutor
 from evolve.loop import one_after_another
 from evolve.publish import create_store
@@ -118,19 +117,17 @@ def _timed(run: TaskRun, way: Way) -> dict[str, Any]:
     steps = graphed_step.WARM_UP if way.is_captured else NEVER
     with (
         patch.object(graphed_step, "WARM_UP", steps),
-        patch.object(fast_train, "_inputs", Kept()),
         LocalExecutor(way.workers, process_flops=0) as local,
     ):
         execute = one_after_another if way.is_plain else local
         few = replace(plan, images=8 * plan.batch_size, validations=1)
         list(execute(candidates, run.task, run.pool, few))  # warm
-        _forget_activations(run)
+        forget_activations(run)
         torch.cuda.synchronize()
         started = time.perf_counter()
         trained = list(execute(candidates, run.task, run.pool, plan))
         torch.cuda.synchronize()
         seconds = time.perf_counter() - started
-    _forget_activations(run)
     done = sum(_flops(candidate, plan) for candidate in candidates)
     return {
         "candidates_per_minute": round(60 * len(candidates) / seconds, 2),
@@ -138,11 +135,6 @@ def _timed(run: TaskRun, way: Way) -> dict[str, Any]:
         "at_once": local.workers,
         "qualities": [one.quality for one in trained],
     }
-
-
-def _forget_activations(run: TaskRun) -> None:
-    for path in (run.pool.folder / "activations").glob("*"):
-        path.unlink()
 
 
 def _flops(candidate: Candidate, plan: TrainPlan) -> float:
