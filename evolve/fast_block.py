@@ -12,7 +12,6 @@ lies between them, which is larger than the core's cache. So:
   back in it too, which takes 16 times as long as in float32 (ViT-Ti at 64 pixels on a core with AMX).
 """
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -21,12 +20,9 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from evolve.products import SMALL_MATRIX, add_product, product, product_over_rows
 from models.network import LAYER_NORM_EPS
 from models.vit import Block
-
-# Measured on one core with AVX-512: 170 GFLOP/s instead of 150 with matrices of ViT-Ti; less with ViT-B's.
-PIECE_ROWS = range(48, 177)
-SMALL_MATRIX = 2**18  # most numbers in a matrix whose products are taken in pieces
 
 Matrix = tuple[Tensor, Tensor]  # [inputs, outputs] and [outputs, inputs]: for values and for gradients
 
@@ -87,17 +83,17 @@ class _BlockStep(Function):
         else:
             normed, mean1, rstd1 = torch.native_layer_norm(tokens, (dim,), scale1, shift1, LAYER_NORM_EPS)
             whitened = normed = normed.to(dtype)
-        qkv = _product(normed, qkv_t).add_(qkv_bias)
+        qkv = product(normed, qkv_t, qkv_bias)
         mixed, weighting = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*_heads(qkv, num_heads))
-        attended = _add_product(tokens + proj_bias, _side_by_side(mixed).to(dtype), proj_t)
+        attended = add_product(tokens, _side_by_side(mixed).to(dtype), proj_t, proj_bias)
         normed, mean2, rstd2 = torch.native_layer_norm(attended, (dim,), scale2, shift2, LAYER_NORM_EPS)
         normed = normed.to(dtype)
-        hidden = _product(normed, fc1_t).add_(fc1_bias)
+        hidden = product(normed, fc1_t, fc1_bias)
         active = F.gelu(hidden).to(dtype)
         inputs = (whitened, normed, active) if ctx.is_own else (None, None, None)
         between = (tokens, mean1, rstd1, qkv, mixed, weighting, attended, mean2, rstd2, hidden)
         ctx.save_for_backward(scale1, shift1, qkv_weight, scale2, shift2, *between, *inputs)
-        return _add_product(attended + fc2_bias, active, fc2_t)
+        return add_product(attended, active, fc2_t, fc2_bias)
 
     @staticmethod
     @once_differentiable
@@ -113,17 +109,17 @@ class _BlockStep(Function):
         grad = grad.contiguous()
         rounded = grad.to(dtype)
         of_fc2 = _linear_gradients(grad, rounded, active)
-        into = _product(rounded, fc2_matrix)
+        into = product(rounded, fc2_matrix)
         torch.ops.aten.gelu_backward.grad_input(into, hidden, grad_input=into)
         rounded = into.to(dtype)
         of_fc1 = _linear_gradients(into, rounded, normed)
-        into = _product(rounded, fc1_matrix)
+        into = product(rounded, fc1_matrix)
         into, *of_norm2 = norm_backward(into, attended, (dim,), mean2, rstd2, scale2, shift2, [True, is_own, is_own])
         residual = into.add_(grad)
 
         rounded = residual.to(dtype)
         of_proj = _linear_gradients(residual, rounded, _side_by_side(mixed).to(dtype) if is_own else None)
-        into = _product(rounded, proj_matrix).view_as(mixed.transpose(1, 2)).transpose(1, 2)
+        into = product(rounded, proj_matrix).view_as(mixed.transpose(1, 2)).transpose(1, 2)
         of_heads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             into, *_heads(qkv, mixed.shape[1]), mixed, weighting, dropout_p=0.0, is_causal=False
         )
@@ -133,7 +129,7 @@ class _BlockStep(Function):
         if ctx.is_first:
             of_norm1, of_qkv = _norm_gradients(scale1, shift1, qkv_weight, *of_qkv)
             return None, None, None, *of_norm1, *of_qkv, *of_proj, *of_norm2, *of_fc1, *of_fc2
-        into = _product(rounded, qkv_matrix)
+        into = product(rounded, qkv_matrix)
         into, *of_norm1 = norm_backward(into, tokens, (dim,), mean1, rstd1, scale1, shift1, [True, is_own, is_own])
         return into.add_(residual), None, None, *of_norm1, *of_qkv, *of_proj, *of_norm2, *of_fc1, *of_fc2
 
@@ -150,8 +146,7 @@ def _linear_gradients(
     """
     if values is None:
         return None, None
-    of_weight = rounded.flatten(0, 1).t() @ values.flatten(0, 1)
-    return of_weight.to(grad.dtype), grad.flatten(0, 1).sum(0)
+    return product_over_rows(rounded, values).to(grad.dtype), grad.flatten(0, 1).sum(0)
 
 
 def _norm_gradients(
@@ -178,34 +173,3 @@ def _heads(qkv: Tensor, num_heads: int) -> list[Tensor]:
 def _side_by_side(mixed: Tensor) -> Tensor:
     """Return what the heads mixed, [batch, tokens, dim], of [batch, heads, tokens, width]."""
     return mixed.transpose(1, 2).flatten(2)
-
-
-def _product(values: Tensor, matrix: Tensor) -> Tensor:
-    """Return values @ matrix in float32, [batch, tokens, outputs], of [batch, tokens, inputs] and [inputs, outputs]."""
-    if matrix.dtype == torch.bfloat16:
-        return torch.mm(values.flatten(0, 1), matrix).float().view(*values.shape[:2], -1)
-    pieces = _pieces(values, matrix)
-    return torch.bmm(pieces, matrix.expand(len(pieces), -1, -1)).view(*values.shape[:2], -1)
-
-
-def _add_product(total: Tensor, values: Tensor, matrix: Tensor) -> Tensor:
-    """Add values @ matrix to `total` in place, and return it."""
-    if matrix.dtype == torch.bfloat16:
-        return total.add_(_product(values, matrix))
-    pieces = _pieces(values, matrix)
-    total.view(*pieces.shape[:2], -1).baddbmm_(pieces, matrix.expand(len(pieces), -1, -1))
-    return total
-
-
-def _pieces(values: Tensor, matrix: Tensor) -> Tensor:
-    """Return the rows of all images, [pieces, rows, inputs]."""
-    images, tokens, inputs = values.shape
-    count = _piece_count(images, tokens) if matrix.numel() <= SMALL_MATRIX else 1
-    return values.view(count, -1, inputs)
-
-
-@cache
-def _piece_count(images: int, tokens: int) -> int:
-    """Return into how many pieces of whole images and equal size to cut a batch; 1 if none has a size that gains."""
-    counts = (count for count in range(1, images + 1) if images % count == 0)
-    return next((count for count in counts if images // count * tokens in PIECE_ROWS), 1)

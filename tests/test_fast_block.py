@@ -5,7 +5,8 @@ from itertools import product
 import pytest
 import torch
 
-from evolve.fast_block import PIECE_ROWS, FastBlock, _piece_count
+from evolve.fast_block import FastBlock
+from evolve.products import PIECE_ROWS, _piece_count
 from models.vit import Block
 
 DIM = 24

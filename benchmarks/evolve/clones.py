@@ -25,6 +25,7 @@ from evolve.hparams import OptimiserHParams
 from evolve.local_executor import LocalExecutor
 from evolve.loop import one_after_another
 from evolve.mutation import resized
+from evolve.products import INTEL, cpu_words
 from evolve.run import Executor, TaskRun
 
 MIX = Path(__file__).with_name("clone_mix.json")
@@ -47,8 +48,9 @@ class Way:
 
 
 def has_matrix_units() -> bool:
-    """Whether this machine has units for products of bfloat16 matrices: a GPU, or AMX."""
-    return torch.cuda.is_available() or "amx_bf16" in Path("/proc/cpuinfo").read_text()
+    """Whether this machine multiplies bfloat16 faster than float32: a GPU, AMX, or AMD's AVX-512 (Intel's does not)."""
+    words = cpu_words()
+    return torch.cuda.is_available() or "amx_bf16" in words or ("avx512_bf16" in words and INTEL not in words)
 
 
 def measurements(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
