@@ -3,8 +3,8 @@
 On a core most of a step goes into products with a block's matrices, and much of the rest into moving what
 lies between them, which is larger than the core's cache. So:
 
-- a product takes its rows in pieces that the kernel for small matrices takes, and a small frozen matrix is kept in
-  both layouts, since that kernel is faster with the one that `Linear` does not have;
+- products are made by the library that is fastest (`evolve/products.py`), and a small frozen matrix is kept in both
+  layouts, since values are multiplied faster with the one that `Linear` does not have;
 - biases and residuals are added where the product goes, the gradient of GELU takes the place of what comes in;
 - of a frozen block nothing is kept that only gradients of its weights need;
 - into the frozen prefix nothing goes back, not even to the layer norm's own gradients (see `_norm_gradients`);

@@ -1,8 +1,8 @@
 """Products of matrices on a CPU: by which library, and in what pieces.
 
-torch multiplies float32 matrices with MKL, which leaves AVX-512 unused on CPUs that are not Intel's. oneDNN, which torch
-brings too, uses it there: on a core of AMD's Zen 5 it makes 230 GFLOP/s of ViT-Ti's matrices, and MKL 100. On Intel's
-own, MKL has a kernel for small matrices that is the fastest, if rows come in pieces of the right size.
+torch multiplies float32 matrices with MKL, which leaves AVX-512 unused on CPUs that are not Intel's. oneDNN, which
+comes with torch too, uses it there: on a core of AMD's Zen 5 it makes 230 GFLOP/s of ViT-Ti's matrices, and MKL 100. On
+Intel's own, MKL has a kernel for small matrices that is the fastest, if rows come in pieces of the right size.
 """
 
 from functools import cache
@@ -31,7 +31,8 @@ def cpu_words() -> frozenset[str]:
 def prefers_onednn() -> bool:
     """Whether float32 matrices are multiplied by oneDNN instead of MKL."""
     words = cpu_words()
-    return "avx512f" in words and INTEL not in words and torch.backends.mkldnn.is_available()
+    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return has_onednn and "avx512f" in words and INTEL not in words
 
 
 def product(values: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:

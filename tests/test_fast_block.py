@@ -1,15 +1,18 @@
 """A block with its training step written out computes what the plain block computes, forwards and backwards."""
 
-from itertools import product
-
 import pytest
 import torch
 
+from evolve import products
 from evolve.fast_block import FastBlock
-from evolve.products import PIECE_ROWS, _piece_count
 from models.vit import Block
 
 DIM = 24
+
+
+@pytest.fixture(autouse=True, params=["onednn", "mkl"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "prefers_onednn", lambda: request.param == "onednn")
 
 
 def block(*, is_own: bool) -> Block:
@@ -90,11 +93,3 @@ def test_names_and_weights_are_the_blocks() -> None:
     plain = block(is_own=True)
     assert list(FastBlock(plain).state_dict()) == list(plain.state_dict())
     assert list(FastBlock(plain).parameters()) == list(plain.parameters())
-
-
-def test_pieces_are_equal_and_whole_images() -> None:
-    for images, tokens in product((1, 7, 30, 64), (5, 17, 50, 197)):
-        count = _piece_count(images, tokens)
-        assert images % count == 0
-        assert count == 1 or images // count * tokens in PIECE_ROWS
-    assert _piece_count(64, 17) == 8
