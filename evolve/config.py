@@ -55,7 +55,7 @@ class EvolveConfig:
     threads: int = 1  # per candidate in training; part of the configuration because sums depend on it
     activation_mib: int = 4096  # of disk that activations of frozen components may take while a task evolves
     bf16_activations: bool = False  # keep them in half the bytes, rounded to bfloat16
-    bf16_products: bool = False  # multiply matrices in bfloat16: fast on GPUs, with AMX and on AMD's Zen 5, slow elsewhere
+    bf16_products: bool = False  # multiply matrices in bfloat16: fast on GPUs, with AMX, on AMD's Zen 5
     parents: str = ""  # tasks whose routes are tried first, however many blocks they have, separated by commas
     anytime: bool = False  # publish each candidate that is the best so far at once, once one beats guessing
     rank_parents: bool = False  # try only the seeds whose features suit the task best, by their H-score, not all

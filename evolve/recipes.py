@@ -15,13 +15,14 @@ from jaxtyping import Float
 
 from evolve.candidate import Candidate
 from evolve.journal import CandidateRecord, Journal
-from evolve.population import Member
+from evolve.population import OFFSPRING_DECAY, Member
 from models.names import TaskName
 from models.release import Release
 from models.route import Route
 from models.store import Store
 
 PENALTY = 10.0  # of the squared weights, on features of unit variance: on other tasks 3 to 100 rank alike
+OWN_WEIGHT = 3.0  # of an example of the task itself, where one of another task has 1
 SAME = 1e-9  # standard deviation of a feature up to which it is the same for all, but for rounding
 UNKNOWN = 0.5  # accuracy that is assumed where there is none to go by
 LARGEST_GAIN = 0.5  # and loss: a training that failed is to say no more than that
@@ -75,11 +76,15 @@ def expected_accuracies(
     children: Sequence[Candidate],
     kept: Mapping[str, Member],
     records: Sequence[CandidateRecord],
-    taught: Examples,
+    *,
+    own: Examples,
+    earlier: Examples,
 ) -> list[float]:
     """Return the accuracy that each child may be expected to reach; far from all recipes known it may leave 0 to 1.
 
-    Of a kept candidate's child it is that of the better of the two, child or parent: what there is to go on from.
+    Of a kept candidate's child it is that of the better of the two, child or parent: what there is to go on from. What
+    is expected to be gained halves with each child of the same parent that came to less than the parent, as does the
+    probability that a parent is taken.
     Before any child of a seed was trained, what such children come to is not known: then half are taken to be right,
     which tells them apart from each other only.
 
@@ -87,16 +92,20 @@ def expected_accuracies(
         children: untrained, of one task.
         kept: candidates by name; other parents are seeds.
         records: of the iteration's candidates so far.
-        taught: what these candidates and other iterations teach.
+        own: what these teach.
+        earlier: what other iterations teach.
     """
-    of_seeds, of_members = _ridge(taught.of_seeds), _ridge(taught.of_members)
+    of_seeds = _ridge(own.of_seeds, earlier.of_seeds)
+    of_members = _ridge(own.of_members, earlier.of_members)
+    worse = Counter(one.candidate.parent for one in _whole(records) if _is_worse(one, kept))
     trained = _children_of_seeds(_whole(records), kept)
     level = Level.of(trained) if trained else Level(UNKNOWN, _mean_recipe(children))
 
     def expected(child: Candidate) -> float:
         parent = kept.get(child.parent)
         if parent is not None:
-            return _after(parent.quality, of_members(changes(child, parent.candidate)))
+            gain = max(of_members(changes(child, parent.candidate)), 0.0)
+            return _after(parent.quality, gain * OFFSPRING_DECAY ** worse[child.parent])
         return _after(level.accuracy, of_seeds(recipe(child) - level.recipe))
 
     return [expected(child) for child in children]
@@ -148,10 +157,11 @@ def earlier_examples(store: Store, release: Release, routes: Mapping[TaskName, R
 
 
 def recipe(candidate: Candidate) -> Features:
-    """Return what tells children of seeds apart: how fast they learn, and how much of them does."""
+    """Return what tells children of seeds apart: how fast they learn, how soon, and how much of them does."""
     own = sum(part.component.kind == "block" and part.is_own for part in candidate.parts)
     adapters = sum(part.component.kind == "adapter" for part in candidate.parts)
-    return np.array([math.log(candidate.hparams.learning_rate), adapters, own / max(candidate.depth, 1)])
+    hparams = candidate.hparams
+    return np.array([math.log(hparams.learning_rate), hparams.warmup_ratio, adapters, own / max(candidate.depth, 1)])
 
 
 def changes(child: Candidate, parent: Candidate) -> Features:
@@ -208,12 +218,21 @@ def _after(baseline: float, gain: float) -> float:
     return baseline + (1 - baseline) * gain
 
 
-def _ridge(taught: Sequence[Example]) -> Linear:
+def _is_worse(record: CandidateRecord, kept: Mapping[str, Member]) -> bool:
+    parent = kept.get(record.candidate.parent)
+    return parent is not None and record.score < parent.score
+
+
+def _ridge(own: Sequence[Example], earlier: Sequence[Example]) -> Linear:
+    taught = (*own, *earlier)
     if not taught:
         return lambda _: 0.0
     inputs, gains = np.stack([one.features for one in taught]), np.array([one.gain for one in taught])
-    mean, scale = inputs.mean(axis=0), inputs.std(axis=0)
+    weights = np.array([OWN_WEIGHT] * len(own) + [1.0] * len(earlier))
+    mean, mean_gain = np.average(inputs, axis=0, weights=weights), np.average(gains, weights=weights)
+    scale = np.sqrt(np.average((inputs - mean) ** 2, axis=0, weights=weights))
     scale[scale < SAME] = 1  # it tells nothing
     scaled = (inputs - mean) / scale
-    weights = np.linalg.solve(scaled.T @ scaled + PENALTY * np.eye(len(mean)), scaled.T @ (gains - gains.mean()))
-    return lambda features: float(gains.mean() + (features - mean) / scale @ weights)
+    weighted = scaled.T * weights
+    slopes = np.linalg.solve(weighted @ scaled + PENALTY * np.eye(len(mean)), weighted @ (gains - mean_gain))
+    return lambda features: float(mean_gain + (features - mean) / scale @ slopes)

@@ -465,10 +465,10 @@ class TaskRun:
         parents = self._comparable(population.propose_parents(rng, self.config.rank_children), population, kept)
         drawn = [mutate(parent, data, self.nursery, name, rng) for parent in parents]
         records = list(self._parents.values())
-        taught = self._earlier + examples(records, kept)
+        own = examples(records, kept)
         chosen = drawn[0]
-        if taught:
-            expected = expected_accuracies(drawn, kept, records, taught)
+        if own or self._earlier:
+            expected = expected_accuracies(drawn, kept, records, own=own, earlier=self._earlier)
             scores = [self._score_if(accuracy, child) for accuracy, child in zip(expected, drawn, strict=True)]
             chosen = drawn[scores.index(max(scores))]
         population.count_child(chosen.parent)

@@ -80,11 +80,13 @@ def test_a_recipe_like_those_that_did_well_is_expected_to_come_to_more() -> None
         records = iteration_where_fast_is_better(task)
         taught += examples(records, members(records))
     children = [recipe("fish/1/0/0", "root", SLOW), recipe("fish/1/0/0", "birds@1", FAST)]
-    slow, fast = expected_accuracies(children, {}, [], taught)
+    slow, fast = expected_accuracies(children, {}, [], own=Examples(), earlier=taught)
     assert fast > slow + 0.1
     level = [record(recipe("fish/1/0/7", "root"), 0.8)]
     grown = [recipe("fish/1/1/0", "fish/1/0/7", SLOW), recipe("fish/1/1/0", "fish/1/0/7", FAST)]
-    slow, fast, seeds_child = expected_accuracies([*grown, children[1]], members(level), level, taught)
+    slow, fast, seeds_child = expected_accuracies(
+        [*grown, children[1]], members(level), level, own=Examples(), earlier=taught
+    )
     assert fast > slow + 0.04
     assert 0.8 < seeds_child < fast  # a child of a seed starts from nothing, one of a kept candidate from that
 
@@ -96,10 +98,56 @@ def blocks(own: str, adapters: int = 0) -> tuple[Part, ...]:
     return tuple(Part(ComponentRecord(kind, ComponentId("0" * 64), 1), is_own) for kind, is_own in kinds)
 
 
-def test_a_seeds_child_is_told_apart_by_its_rate_its_adapters_and_what_of_it_is_its_own() -> None:
+def test_a_seeds_child_is_told_apart_by_its_rates_its_adapters_and_what_of_it_is_its_own() -> None:
     child = replace(recipe("fish/1/0/0", "root", 0.1), parts=blocks("o--o", adapters=3))
-    assert recipes.recipe(child) == pytest.approx([np.log(0.1), 3, 0.5])
-    assert recipes.recipe(replace(child, parts=())) == pytest.approx([np.log(0.1), 0, 0])
+    assert recipes.recipe(child) == pytest.approx([np.log(0.1), 0.1, 3, 0.5])
+    sooner = replace(child, hparams=replace(child.hparams, warmup_ratio=0.02), parts=())
+    assert recipes.recipe(sooner) == pytest.approx([np.log(0.1), 0.02, 0, 0])
+
+
+def test_what_is_expected_of_a_parent_halves_with_each_child_that_was_worse() -> None:
+    earlier = iteration_where_fast_is_better("birds")
+    taught = examples(earlier, members(earlier))
+    records = [record(recipe("fish/1/0/0", "root"), 0.5), record(recipe("fish/1/0/1", "root"), 0.5)]
+    kept = members(records)
+    grown = [recipe("fish/1/2/0", "fish/1/0/0"), recipe("fish/1/2/0", "fish/1/0/1")]
+    records += [
+        record(recipe("fish/1/1/0", "fish/1/0/1"), 0.4),
+        record(recipe("fish/1/1/1", "fish/1/0/1"), 0.45),
+        record(recipe("fish/1/1/2", "fish/1/0/1"), 0.5),  # no better, but kept
+        record(recipe("fish/1/1/3", "fish/1/0/1"), 0.1, validations=1),  # stopped: it says nothing
+    ]
+    fresh, tried = expected_accuracies(grown, kept, records, own=Examples(), earlier=taught)
+    assert fresh > 0.52
+    assert tried - 0.5 == pytest.approx((fresh - 0.5) / 4)
+
+
+def test_a_parent_is_never_expected_to_be_left_for_less() -> None:
+    """A child that is worse is not kept."""
+    losing = [record(recipe("birds/1/0/0", "root"), 0.5)]
+    losing += [record(recipe(f"birds/1/1/{at}", "birds/1/0/0", FAST), 0.5) for at in range(8)]
+    winning = [record(recipe(f"birds/1/2/{at}", "birds/1/0/0", 0.05), 0.6) for at in range(8)]
+    taught = examples([*losing, *winning], members(losing[:1]))
+    level = [record(recipe("fish/1/0/0", "root"), 0.5)]
+    grown = [recipe("fish/1/1/0", "fish/1/0/0", 0.5)]
+    assert expected_accuracies(grown, members(level), level, own=Examples(), earlier=taught) == [0.5]
+
+
+def test_an_example_of_the_task_itself_says_more_than_one_of_another() -> None:
+    earlier, own = iteration_where_fast_is_better("birds"), iteration_where_fast_is_better("fish")
+    rates = {SLOW: FAST, FAST: SLOW, 0.01: 0.01}
+    turned = [
+        replace(
+            one, candidate=recipe(one.candidate.name, one.candidate.parent, rates[one.candidate.hparams.learning_rate])
+        )
+        for one in own
+    ]
+    kept = members(turned)
+    for parent in ("root", "fish/1/0/0"):
+        children = [recipe("fish/1/2/0", parent, SLOW), recipe("fish/1/2/0", parent, FAST)]
+        told = {"own": examples(turned, kept), "earlier": examples(earlier, members(earlier))}
+        slow, fast = expected_accuracies(children, kept, turned, **told)
+        assert slow > fast + 0.01
 
 
 def test_a_members_child_is_told_apart_by_what_it_has_otherwise() -> None:
@@ -112,7 +160,7 @@ def test_a_members_child_is_told_apart_by_what_it_has_otherwise() -> None:
 
 def test_where_nothing_was_learnt_all_children_are_the_same() -> None:
     children = [recipe("fish/1/0/0", "root", SLOW), recipe("fish/1/0/0", "root", FAST)]
-    slow, fast = expected_accuracies(children, {}, [], Examples())
+    slow, fast = expected_accuracies(children, {}, [], own=Examples(), earlier=Examples())
     assert slow == fast
 
 
@@ -163,7 +211,8 @@ def test_what_never_varied_tells_nothing() -> None:
         taught += examples(records, {})
     others = [recipe("x/1/0/0", "root", 0.5)]
     level = [record(recipe("x/1/0/1", "root", 0.002), 0.5)]
-    assert expected_accuracies(others, {}, level, taught) == pytest.approx([0.5], abs=0.01)
+    (expected,) = expected_accuracies(others, {}, level, own=Examples(), earlier=taught)
+    assert expected == pytest.approx(0.5, abs=0.01)
 
 
 def test_the_first_child_drawn_is_trained_where_nothing_was_learnt(tmp_path: Path, toy_task: Task) -> None:
