@@ -78,6 +78,7 @@ def product_over_rows(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _by_onednn(values: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    # what torch.compile calls for a linear layer; nothing public multiplies float32 by oneDNN
     made: Tensor = torch.ops.mkldnn._linear_pointwise(values, matrix.t(), bias, "none", [], "")
     return made
 

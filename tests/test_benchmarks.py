@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.evolve import search
+from benchmarks.evolve import clones, search
 from benchmarks.results import FOLDER, at_least, at_most
 from benchmarks.serving.bars import bars
 from benchmarks.tables import README, with_tables
+from evolve import products
 
 
 def test_readme_has_the_measured_figures() -> None:
@@ -26,6 +27,24 @@ def test_bars_are_met_up_to_their_limit() -> None:
     assert not at_most("a-1", 1.2, 1.1).met
     assert at_least("a-2", 2.0, 2.0).met
     assert not at_least("a-2", None, 2.0).met
+
+
+@pytest.mark.parametrize(
+    ("info", "faster"),
+    [
+        ("GenuineIntel avx512f avx512_bf16 amx_bf16", True),
+        ("AuthenticAMD avx512f avx512_bf16", True),
+        ("GenuineIntel avx512f avx512_bf16", False),
+        ("AuthenticAMD avx2", False),
+    ],
+)
+def test_bfloat16_is_multiplied_where_that_is_faster(
+    info: str, faster: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "CPU_INFO", tmp_path / "cpuinfo")
+    products.CPU_INFO.write_text(info)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert clones.multiplies_bf16_faster() == faster
 
 
 def test_serving_compares_with_the_best_peer() -> None:

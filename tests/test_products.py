@@ -1,6 +1,6 @@
 """Products of matrices are the same by either library, and each is taken where it is the faster."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -55,12 +55,20 @@ def test_products_over_rows_are_those_of_float64() -> None:
     torch.testing.assert_close(product_over_rows(left, right), exact.float(), rtol=1e-5, atol=1e-4)
 
 
-def test_the_library_is_the_one_that_is_named(library: str) -> None:
+@pytest.mark.parametrize(("called", "by_mkl"), [(product, "bmm"), (add_product, "baddbmm_"), (product_over_rows, "mm")])
+def test_the_library_is_the_one_that_is_named(library: str, called: Callable[..., object], by_mkl: str) -> None:
+    values, matrix, bias = torch.randn(4, 5, 6), torch.randn(6, 7), torch.randn(7)
+    total = values @ matrix
+    arguments = {
+        product: (values, matrix, bias),
+        add_product: (total, values, matrix, bias),
+        product_over_rows: (total, values),
+    }
     with torch.profiler.profile() as profile:
-        product(torch.randn(4, 5, 6), torch.randn(6, 7))
+        called(*arguments[called])
     names = {event.name for event in profile.events()}
     assert ("mkldnn::_linear_pointwise" in names) == (library == "onednn")
-    assert ("aten::bmm" in names) == (library == "mkl")
+    assert (f"aten::{by_mkl}" in names) == (library == "mkl")
 
 
 @pytest.mark.usefixtures("told_anew")

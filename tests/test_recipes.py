@@ -115,11 +115,12 @@ def test_what_is_expected_of_a_parent_halves_with_each_child_that_was_worse() ->
         record(recipe("fish/1/1/0", "fish/1/0/1"), 0.4),
         record(recipe("fish/1/1/1", "fish/1/0/1"), 0.45),
         record(recipe("fish/1/1/2", "fish/1/0/1"), 0.5),  # no better, but kept
+        replace(record(recipe("fish/1/1/4", "fish/1/0/1"), 0.5), score=0.49),  # as accurate, but it costs more
         record(recipe("fish/1/1/3", "fish/1/0/1"), 0.1, validations=1),  # stopped: it says nothing
     ]
     fresh, tried = expected_accuracies(grown, kept, records, own=Examples(), earlier=taught)
     assert fresh > 0.52
-    assert tried - 0.5 == pytest.approx((fresh - 0.5) / 4)
+    assert tried - 0.5 == pytest.approx((fresh - 0.5) / 8)
 
 
 def test_a_parent_is_never_expected_to_be_left_for_less() -> None:
@@ -133,21 +134,26 @@ def test_a_parent_is_never_expected_to_be_left_for_less() -> None:
     assert expected_accuracies(grown, members(level), level, own=Examples(), earlier=taught) == [0.5]
 
 
-def test_an_example_of_the_task_itself_says_more_than_one_of_another() -> None:
-    earlier, own = iteration_where_fast_is_better("birds"), iteration_where_fast_is_better("fish")
+def iteration_where_slow_is_better(task: str) -> list[CandidateRecord]:
     rates = {SLOW: FAST, FAST: SLOW, 0.01: 0.01}
-    turned = [
-        replace(
-            one, candidate=recipe(one.candidate.name, one.candidate.parent, rates[one.candidate.hparams.learning_rate])
-        )
-        for one in own
-    ]
-    kept = members(turned)
+    records = []
+    for one in iteration_where_fast_is_better(task):
+        candidate = one.candidate
+        turned = recipe(candidate.name, candidate.parent, rates[candidate.hparams.learning_rate])
+        records.append(replace(one, candidate=turned))
+    return records
+
+
+def test_an_example_of_the_task_itself_says_as_much_as_three_of_another() -> None:
+    earlier, records = iteration_where_fast_is_better("birds"), iteration_where_slow_is_better("fish")
+    others, own, kept = examples(earlier, members(earlier)), examples(records, members(records)), members(records)
     for parent in ("root", "fish/1/0/0"):
         children = [recipe("fish/1/2/0", parent, SLOW), recipe("fish/1/2/0", parent, FAST)]
-        told = {"own": examples(turned, kept), "earlier": examples(earlier, members(earlier))}
-        slow, fast = expected_accuracies(children, kept, turned, **told)
+        slow, fast = expected_accuracies(children, kept, records, own=own, earlier=others)
         assert slow > fast + 0.01
+        thrice = others + own + own + own
+        same = expected_accuracies(children, kept, records, own=Examples(), earlier=thrice)
+        assert [slow, fast] == pytest.approx(same)
 
 
 def test_a_members_child_is_told_apart_by_what_it_has_otherwise() -> None:
@@ -277,6 +283,19 @@ def test_the_most_promising_of_the_drawn_is_trained(opened_store: Store, toy_tas
     unranked = plain.sample_children(plain.start_population(), data, 0)
     rates = [[child.hparams.learning_rate for child in children] for children in (chosen, unranked)]
     assert min(rates[0]) > max(rates[1])
+
+
+def test_what_the_task_itself_taught_is_told_from_what_others_did(opened_store: Store, toy_task: Task) -> None:
+    earlier, own = iteration_where_fast_is_better("birds"), iteration_where_slow_is_better("shapes_c")[:12]
+    run = TaskRun.begin(toy_task, opened_store, RANKED, private=False)
+    run._earlier = examples(earlier, members(earlier))
+    run._parents = {one.candidate.name: one for one in own}
+    population = run.start_population()
+    data = run.sample_data(population, 0)
+    rates = [child.hparams.learning_rate for child in run.sample_children(population, data, 0)]
+    run._parents = {}
+    unlike = [child.hparams.learning_rate for child in run.sample_children(run.start_population(), data, 0)]
+    assert max(rates) < min(unlike)
 
 
 def test_parents_that_are_proposed_have_no_child_yet() -> None:

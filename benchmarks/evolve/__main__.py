@@ -5,6 +5,7 @@ A run that was stopped is taken up again. Needs the data folder that TEST_SHARED
 
     uv run python -m benchmarks.evolve --part gpu --results evolve-h100      where there is a GPU
     CUDA_VISIBLE_DEVICES= taskset -c 0,1 uv run python -m benchmarks.evolve --part clones --results evolve-amx
+    uv run python -m benchmarks.evolve --part clones --results evolve-xeon      on Intel's cores without AMX
 """
 
 import argparse

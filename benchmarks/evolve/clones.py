@@ -3,7 +3,7 @@
 The mix is what µ = 0.2 draws from the ViT-Ti root, drawn once: `clone_mix.json` says which of the embeddings
 and blocks each candidate owns. The plain path trains one candidate after another with two threads; the fast
 one has as many workers of one thread as there are cores, or on a GPU as many that take turns as are fastest. With
-bf16 activations are kept in it, and where there are matrix units it is what matrices are multiplied in. All run the
+bf16 activations are kept in it, and where that is faster it is what matrices are multiplied in. All run the
 same generations in turn, several times, each after some steps to warm up; the median time of each generation counts.
 """
 
@@ -47,8 +47,8 @@ class Way:
     multiplies_in_bf16: bool = False
 
 
-def has_matrix_units() -> bool:
-    """Whether this machine multiplies bfloat16 faster than float32: a GPU, AMX, or AMD's AVX-512 (Intel's does not)."""
+def multiplies_bf16_faster() -> bool:
+    """Whether this machine multiplies bfloat16 faster than float32: a GPU, AMX, AMD's AVX-512 but not Intel's."""
     words = cpu_words()
     return torch.cuda.is_available() or "amx_bf16" in words or ("avx512_bf16" in words and INTEL not in words)
 
@@ -75,7 +75,7 @@ def measurements(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
             ways = [
                 Way("plain", one_after_another, threads=2),
                 Way("float32", execute, threads=1),
-                Way("bf16", execute, threads=1, dtype="bfloat16", multiplies_in_bf16=has_matrix_units()),
+                Way("bf16", execute, threads=1, dtype="bfloat16", multiplies_in_bf16=multiplies_bf16_faster()),
             ]
             way = next(way for way in ways if way.name == way_name)
             return _timed(run, way, generation, seed)
