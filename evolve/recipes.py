@@ -98,8 +98,9 @@ def expected_accuracies(
     """
     of_seeds = _ridge(own=own.of_seeds, earlier=earlier.of_seeds)
     of_members = _ridge(own=own.of_members, earlier=earlier.of_members)
-    worse = Counter(one.candidate.parent for one in _whole(records) if _is_worse(one, kept))
-    trained = _children_of_seeds(_whole(records), kept)
+    whole = _whole(records)
+    worse = Counter(one.candidate.parent for one in whole if _is_worse(one, kept))
+    trained = _children_of_seeds(whole, kept)
     level = Level.of(trained) if trained else Level(UNKNOWN, _mean_recipe(children))
 
     def expected(child: Candidate) -> float:

@@ -114,3 +114,10 @@ def real_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[RealServe
 def toy_task(toy_folder: Path, tmp_path: Path) -> Task:
     """A third task, not in the store."""
     return load_toy_task("shapes_c", toy_folder, tmp_path / "pixels")
+
+
+@pytest.fixture(params=["onednn", "mkl"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Have one library after the other multiply float32 matrices, whatever this CPU is."""
+    monkeypatch.setattr("evolve.products.prefers_onednn", lambda: request.param == "onednn")
+    return str(request.param)

@@ -3,16 +3,12 @@
 import pytest
 import torch
 
-from evolve import products
 from evolve.fast_block import FastBlock
 from models.vit import Block
 
 DIM = 24
 
-
-@pytest.fixture(autouse=True, params=["onednn", "mkl"])
-def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "prefers_onednn", lambda: request.param == "onednn")
+pytestmark = pytest.mark.usefixtures("library")
 
 
 def block(*, is_own: bool) -> Block:

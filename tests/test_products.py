@@ -14,12 +14,6 @@ ZEN3 = "vendor_id : AuthenticAMD\nflags : fpu avx2"
 XEON = "vendor_id : GenuineIntel\nflags : fpu avx2 avx512f avx512_bf16"
 
 
-@pytest.fixture(params=["onednn", "mkl"])
-def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(products, "prefers_onednn", lambda: request.param == "onednn")
-    return str(request.param)
-
-
 @pytest.fixture
 def told_anew() -> Iterator[None]:
     products.prefers_onednn.cache_clear()
