@@ -11,7 +11,10 @@ from evolve.device_memory import to_device
 from evolve.hparams import DataHParams
 
 # RGB to luma and two chroma axes (YIQ) and back: turning the chroma plane turns the hue.
-RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135))
+RGB_TO_YIQ = np.array(
+    [[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]], np.float32
+)
+YIQ_TO_RGB = torch.linalg.inv(torch.from_numpy(RGB_TO_YIQ)).numpy()
 
 
 def augment(pixels: Tensor, hparams: DataHParams, rng: np.random.Generator) -> Tensor:
@@ -50,8 +53,8 @@ def _jitter(images: Tensor, hparams: DataHParams, rng: np.random.Generator) -> T
     images = images * factor(hparams.brightness)
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     images = mean + (images - mean) * factor(hparams.contrast)
-    to_yiq = to_device(np.array(RGB_TO_YIQ, np.float32), str(images.device))
-    to_rgb = to_device(torch.linalg.inv(torch.tensor(RGB_TO_YIQ)).numpy(), str(images.device))
+    to_yiq = to_device(RGB_TO_YIQ, str(images.device))
+    to_rgb = to_device(YIQ_TO_RGB, str(images.device))
     luma, *chroma = torch.einsum("kc,bchw->bkhw", to_yiq, images).unsqueeze(2).unbind(1)
     turn = (factor(hparams.hue) - 1) * 2 * math.pi
     stretch = factor(hparams.saturation)
