@@ -88,7 +88,8 @@ def evolve(
         ),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help=f"Settings of the paper, or of jobs: {', '.join(preset_names())}.")
+        str | None,
+        typer.Option(help=f"Settings for few images, of jobs, or of the paper: {', '.join(preset_names())}."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file with settings.")] = None,
     settings: Annotated[
@@ -258,6 +259,7 @@ def _summary(name: TaskName, outcome: "Outcome", store: Store) -> dict[str, obje
         "is_new": outcome.is_new,
         "candidates": outcome.candidates,
         "stopped": outcome.stopped,
+        "learnt_from": outcome.learnt_from,
         "trained_images": outcome.trained_images,
         "parent": _parent(outcome, store),
         "depth": outcome.route.depth,
@@ -276,10 +278,16 @@ def _print_outcome(name: TaskName, outcome: "Outcome", store: Store) -> None:
         f"to be expected {accuracy_text(quality.expected_accuracy)}, "
         f"test accuracy {accuracy_text(quality.test_accuracy)}; "
         f"grown from {_parent(outcome, store) or 'a route that is gone'}, depth {route.depth}, {route.image_size} px; "
-        f"candidates trained: {outcome.candidates}{stopped}",
+        f"candidates trained: {outcome.candidates}{stopped}{_ranking(outcome)}",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _ranking(outcome: "Outcome") -> str:
+    if outcome.learnt_from is None:
+        return ""
+    return f", ranked by what {outcome.learnt_from or 'no'} candidates of earlier iterations taught"
 
 
 def note(text: str) -> Text:

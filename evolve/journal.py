@@ -8,6 +8,7 @@ An iteration without an end was interrupted; the same command takes it up again 
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -135,6 +136,19 @@ class Journal:
                 f"{error}, or delete the folder {self._files.shown(self._folder)}: no release needs it, and the task "
                 "is evolved anew"
             ) from error
+
+
+def trained_whole(records: Sequence[CandidateRecord]) -> list[CandidateRecord]:
+    """Return those that were trained as long as any of their generation: the others were stopped early."""
+    longest: Counter[str] = Counter()
+    for record in records:
+        generation = _generation(record)
+        longest[generation] = max(longest[generation], len(record.curve))
+    return [record for record in records if len(record.curve) == longest[_generation(record)]]
+
+
+def _generation(record: CandidateRecord) -> str:
+    return record.candidate.name.rpartition("/")[0]
 
 
 def iterations(store: Store, task: TaskName) -> list[int]:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from evolve.candidate import Candidate
-from evolve.journal import CandidateRecord, Journal
+from evolve.journal import CandidateRecord, Journal, trained_whole
 from evolve.population import Member
 from models.names import TaskName
 from models.release import Release
@@ -53,8 +53,8 @@ class Examples:
     of_seeds: tuple[Example, ...] = ()
     of_members: tuple[Example, ...] = ()
 
-    def __bool__(self) -> bool:
-        return bool(self.of_seeds or self.of_members)
+    def __len__(self) -> int:
+        return len(self.of_seeds) + len(self.of_members)
 
     def __add__(self, other: "Examples") -> "Examples":
         return Examples(self.of_seeds + other.of_seeds, self.of_members + other.of_members)
@@ -98,7 +98,7 @@ def expected_accuracies(
     """
     of_seeds = _ridge(own=own.of_seeds, earlier=earlier.of_seeds)
     of_members = _ridge(own=own.of_members, earlier=earlier.of_members)
-    whole = _whole(records)
+    whole = trained_whole(records)
     worse = Counter(one.candidate.parent for one in whole if _is_worse(one, kept))
     trained = _children_of_seeds(whole, kept)
     level = Level.of(trained) if trained else Level(UNKNOWN, _mean_recipe(children))
@@ -120,7 +120,7 @@ def examples(records: Sequence[CandidateRecord], kept: Mapping[str, Member]) -> 
         records: of the iteration.
         kept: candidates by name; other parents are seeds.
     """
-    whole = _whole(records)
+    whole = trained_whole(records)
     of_members = tuple(
         Example(changes(one.candidate, parent.candidate), max(_gain(parent.quality, one.quality), 0.0))
         for one in whole
@@ -183,19 +183,6 @@ def _log_step(candidate: Candidate) -> float:
 def _mean_recipe(candidates: Sequence[Candidate]) -> Features:
     mean: Features = np.mean([recipe(candidate) for candidate in candidates], axis=0)
     return mean
-
-
-def _whole(records: Sequence[CandidateRecord]) -> list[CandidateRecord]:
-    """Return those that were trained as long as any of their generation."""
-    longest: Counter[str] = Counter()
-    for record in records:
-        generation = _generation(record)
-        longest[generation] = max(longest[generation], len(record.curve))
-    return [record for record in records if len(record.curve) == longest[_generation(record)]]
-
-
-def _generation(record: CandidateRecord) -> str:
-    return record.candidate.name.rpartition("/")[0]
 
 
 def _children_of_seeds(records: Sequence[CandidateRecord], kept: Mapping[str, Member]) -> list[CandidateRecord]:

@@ -5,7 +5,7 @@ The plots are SVG within the page, drawn by matplotlib; there is no script and n
 
 import html
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from evolve.journal import CandidateRecord, Journal, iterations
+from evolve.config import EvolveConfig
+from evolve.journal import CandidateRecord, IterationStart, Journal, iterations, trained_whole
 from models.commands import accuracy_text, in_millions
 from models.component import ComponentKind
 from models.figures import TaskFigures, task_figures
@@ -43,6 +44,7 @@ h1 { font-size: 1.6rem; margin-bottom: 0 } h2 { margin-top: 2.5rem; border-botto
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; white-space: nowrap }
 th, td { padding: .25rem .45rem; border-bottom: 1px solid #8883; text-align: right }
 th:first-child, td:first-child { text-align: left } th { background: #8882 }
+td.text { text-align: left; white-space: normal }
 figure { margin: 1rem 0; overflow-x: auto } p.note { opacity: .75 }
 svg { width: 100%; min-width: 44rem; max-width: 60rem; height: auto }  /* narrower than that, no label can be read */
 @media (prefers-color-scheme: dark) {
@@ -58,6 +60,27 @@ $body
 
 
 @dataclass(frozen=True, slots=True)
+class IterationStory:
+    """What an iteration began with and the candidates that it trained, in the order in which they were sampled."""
+
+    start: IterationStart
+    records: tuple[CandidateRecord, ...]
+
+    @property
+    def stopped(self) -> frozenset[str]:
+        """The names of the candidates that were stopped early."""
+        whole = {record.candidate.name for record in trained_whole(self.records)}
+        return frozenset(record.candidate.name for record in self.records) - whole
+
+    @property
+    def settings(self) -> str:
+        """Those that are not the defaults."""
+        default = EvolveConfig().settings()
+        chosen = self.start.config.settings().items()
+        return ", ".join(f"{name} = {value}" for name, value in chosen if default.get(name) != value)
+
+
+@dataclass(frozen=True, slots=True)
 class StoreStory:
     """All that a report tells: one release's routes, and every candidate that the journal has."""
 
@@ -65,7 +88,12 @@ class StoreStory:
     root: Route
     routes: Mapping[TaskName, Route]
     figures: Mapping[TaskName, TaskFigures]
-    records: Mapping[TaskName, tuple[CandidateRecord, ...]]  # in the order in which they were sampled
+    iterations: Mapping[TaskName, tuple[IterationStory, ...]]
+
+    @property
+    def records(self) -> Mapping[TaskName, tuple[CandidateRecord, ...]]:
+        """Each task's candidates in the order in which they were sampled."""
+        return {task: tuple(one for part in parts for one in part.records) for task, parts in self.iterations.items()}
 
 
 def read_story(store: Store, release_number: int | None = None) -> StoreStory:
@@ -73,8 +101,8 @@ def read_story(store: Store, release_number: int | None = None) -> StoreStory:
     release = store.release(release_number)
     root = store.route(release.root, needed_by=f"release {release.number} as its root")
     routes = dict(sorted(store.routes(release).items()))
-    records = {task: tuple(_records(store, task)) for task in routes}
-    return StoreStory(release, root, routes, task_figures(routes, root), records)
+    told = {task: tuple(_iterations(store, task)) for task in routes}
+    return StoreStory(release, root, routes, task_figures(routes, root), told)
 
 
 def write_report(store: Store, output: Path, release_number: int | None = None) -> None:
@@ -84,8 +112,12 @@ def write_report(store: Store, output: Path, release_number: int | None = None) 
     output.write_text(PAGE.substitute(title=html.escape(title), body=_body(story)), encoding="utf-8")
 
 
-def _records(store: Store, task: TaskName) -> list[CandidateRecord]:
-    return [record for iteration in iterations(store, task) for record in Journal(store, task, iteration).records()]
+def _iterations(store: Store, task: TaskName) -> Iterator[IterationStory]:
+    for number in iterations(store, task):
+        journal = Journal(store, task, number)
+        start = journal.start()
+        if start is not None:
+            yield IterationStory(start, tuple(journal.records()))
 
 
 def _body(story: StoreStory) -> str:
@@ -106,7 +138,10 @@ def _body(story: StoreStory) -> str:
             "<h2>Accuracy and cost per task</h2>",
             _svg(draw_costs, story, "Accuracy, parameters and FLOPs of each task"),
             "<h2>Score against candidates sampled</h2>",
+            '<p class="note">A dot is a candidate, hollow where it was stopped early; the line is the best so far.</p>',
             _svg(draw_progress, story, "Best score so far against candidates sampled, by task"),
+            "<h2>How each was found</h2>",
+            _searches(story),
             "<h2>Family tree</h2>",
             '<p class="note">Which published route each task grew from; dashed where that route is no longer live.</p>',
             _svg(draw_family, story, "Tree of routes, from the root to the right"),
@@ -147,8 +182,32 @@ def _leaderboard(story: StoreStory) -> str:
     return f"<figure><table>{_row(header, 'th')}{''.join(_row(row, 'td') for row in rows)}</table></figure>{note}"
 
 
-def _row(cells: Sequence[str], tag: str) -> str:
-    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+def _searches(story: StoreStory) -> str:
+    header = ("task", "iteration", "from release", "candidates", "stopped early", "images", "settings but the defaults")
+    rows = [
+        (
+            task,
+            str(told.start.iteration),
+            str(told.start.release),
+            f"{len(told.records):,}",
+            f"{len(told.stopped):,}",
+            f"{sum(record.images for record in told.records):,}",
+            told.settings,
+        )
+        for task, parts in story.iterations.items()
+        for told in parts
+    ]
+    body = "".join(_row(row, "td", has_text=True) for row in rows)
+    return f"<figure><table>{_row(header, 'th')}{body}</table></figure>"
+
+
+def _row(cells: Sequence[str], tag: str, *, has_text: bool = False) -> str:
+    """Return a row of a table; with `has_text` the last cell is wide and breaks its lines."""
+    opening = [f"<{tag}>"] * len(cells)
+    if has_text:
+        opening[-1] = f'<{tag} class="text">'
+    shown = (f"{start}{html.escape(cell)}</{tag}>" for start, cell in zip(opening, cells, strict=True))
+    return f"<tr>{''.join(shown)}</tr>"
 
 
 def _svg(draw: Callable[[StoreStory], Figure], story: StoreStory, description: str) -> str:
@@ -209,13 +268,14 @@ def draw_costs(story: StoreStory) -> Figure:
 
 
 def draw_progress(story: StoreStory) -> Figure:
-    """A small plot a task: every candidate's score as a dot, the best so far as a line."""
+    """A small plot a task: every candidate's score as a dot, hollow if it was stopped, the best so far as a line."""
     columns = min(4, len(story.records))
     rows = -(-len(story.records) // columns)
     figure = Figure(figsize=(10, 2.1 * rows + 0.3), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
-    for axis, (task, records) in zip(grid.flat, story.records.items(), strict=False):
-        _draw_candidates(axis, records)
+    for axis, (task, parts) in zip(grid.flat, story.iterations.items(), strict=False):
+        stopped = frozenset().union(*(told.stopped for told in parts))
+        _draw_candidates(axis, story.records[task], stopped)
         axis.set_title(_fitting(task, 28), fontsize=9)
     for axis in grid.flat[len(story.records) :]:
         axis.set_visible(False)
@@ -224,11 +284,12 @@ def draw_progress(story: StoreStory) -> Figure:
     return figure
 
 
-def _draw_candidates(axis: Axes, records: Sequence[CandidateRecord]) -> None:
+def _draw_candidates(axis: Axes, records: Sequence[CandidateRecord], stopped: Set[str]) -> None:
     scores = [record.score for record in records]
     best = [max(scores[: at + 1]) for at in range(len(scores))]
     numbers = range(1, len(scores) + 1)
-    axis.scatter(numbers, scores, s=9, color="#6baed6")
+    filled = ["none" if record.candidate.name in stopped else "#6baed6" for record in records]
+    axis.scatter(numbers, scores, s=9, facecolors=filled, edgecolors="#6baed6")
     axis.step(numbers, best, where="post", color="#08519c", linewidth=1.3)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axis.tick_params(labelsize=7)

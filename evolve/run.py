@@ -72,6 +72,7 @@ class Outcome:
     probed_images: int  # training images seen once, by linear probes and by the ranking of parents
     candidates: int
     stopped: int  # of the candidates, before the end of their training
+    learnt_from: int | None  # candidates of earlier iterations whose recipes ranked these; None: they were not ranked
     throughput: Throughput
 
 
@@ -627,6 +628,7 @@ class TaskRun:
             probed_images=self._probed_images,
             candidates=len(self._parents),
             stopped=self._stopped,
+            learnt_from=None if self.config.rank_children == 1 else len(self._earlier),
             throughput=self._throughput,
         )
 

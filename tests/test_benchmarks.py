@@ -1,6 +1,7 @@
 """What README says was measured is what the result files say, and the bars follow from the raw figures."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from benchmarks.results import FOLDER, at_least, at_most
 from benchmarks.serving.bars import bars
 from benchmarks.tables import README, with_tables
 from evolve import products
+from evolve.config import EvolveConfig, load_config
 
 
 def test_readme_has_the_measured_figures() -> None:
@@ -62,6 +64,13 @@ def test_servings_last_bars_are_of_a_gpu() -> None:
     gpu = {"nodes_on_cpu": 0, "one_task": 1000.0, "mixed": 600.0, "memory_mib": {"5": 1000, "50": 1040}}
     found = [(bar.bar, bar.value, bar.met) for bar in bars({"gpu": gpu})][-3:]
     assert found == [("serving-11", 0, True), ("serving-12", 0.6, False), ("serving-13", 1.04, True)]
+
+
+def test_the_preset_for_few_images_is_what_was_measured() -> None:
+    left_to_the_root = EvolveConfig()
+    names = ("image_size", "min_image_size", "max_image_size", "depth", "rank_images")
+    measured = replace(search.WAYS[search.BAR], **{name: getattr(left_to_the_root, name) for name in names})
+    assert load_config(None, preset="few-images") == measured
 
 
 def test_a_search_that_never_reached_the_score_is_no_gain() -> None:

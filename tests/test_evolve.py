@@ -1,6 +1,7 @@
 """The promises of an evolution: nothing old changes, the same seed gives the same winner, a resumed run too."""
 
 import hashlib
+import io
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from evolve.candidate import Candidate
 from evolve.config import EvolveConfig
@@ -16,6 +18,7 @@ from evolve.local_executor import LocalExecutor
 from evolve.loop import evolve_task, one_after_another
 from evolve.onnx_route import OnnxRoute
 from evolve.pool import WeightPool
+from evolve.progress import ProgressDisplay
 from evolve.publish import create_store
 from evolve.run import Outcome, alone
 from evolve.task import Task
@@ -27,6 +30,16 @@ from models.root import load_root
 from models.store import Store
 from models.verify import verify
 from tests.conftest import HALVED, TINY_CONFIG, TINY_ROOT, load_toy_task
+
+
+def test_a_log_file_gets_each_generation_once(opened_store: Store, toy_task: Task) -> None:
+    log = io.StringIO()
+    config = replace(TINY_CONFIG, generations=3)
+    with ProgressDisplay(Console(file=log, width=200)) as display:
+        display.decoding(3, 9)
+        evolve_task(toy_task, opened_store, config, report=display.candidate(config))
+    lines = log.getvalue().splitlines()
+    assert [line.split(",")[0] for line in lines] == [f"shapes_c: generation {number}/3" for number in (1, 2, 3)]
 
 
 def digests(folder: Path) -> dict[str, str]:

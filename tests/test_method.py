@@ -259,5 +259,5 @@ def test_a_mistake_in_a_setting_is_refused(assignment: str, message: str) -> Non
 
 
 def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(InvalidConfig, match="there is no preset 'ti'; presets: b-decathlon, l-suites, "):
+    with pytest.raises(InvalidConfig, match="there is no preset 'ti'; presets: b-decathlon, few-images, l-suites, "):
         load_config(None, preset="ti")

@@ -181,8 +181,8 @@ def test_the_journals_of_others_are_read_but_not_of_private_tasks(opened_store: 
     evolve_task(hidden, opened_store, TINY_CONFIG, private=True)
     assert learnt(opened_store.release()) == 4
     assert learnt(opened_store.release(), own="hidden") == 6
-    run = TaskRun.begin(toy_task, opened_store, RANKED, private=False)
-    assert len(run._earlier.of_seeds) == 4
+    outcome = evolve_task(toy_task, opened_store, RANKED)
+    assert outcome.learnt_from == 4
 
 
 def test_a_renamed_tasks_journal_is_found_and_no_other_of_that_name(opened_store: Store, toy_task: Task) -> None:

@@ -1,19 +1,22 @@
 """The report tells every task, candidate and component, in one file that needs nothing else."""
 
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from playwright.sync_api import sync_playwright
 
+from evolve.config import EvolveConfig
 from evolve.loop import evolve_task
 from evolve.publish import create_store
-from evolve.report import _columns, _places, read_story, write_report
+from evolve.report import _columns, _places, draw_progress, read_story, write_report
+from evolve.task import Task
 from models.names import RouteId, TaskName
 from models.root import load_root
 from models.store import Store
-from tests.conftest import TINY_CONFIG, TINY_ROOT, load_toy_task
+from tests.conftest import HALVED, TINY_CONFIG, TINY_ROOT, load_toy_task
 from tests.test_console import CHROMIUM, FLAGS
 
 
@@ -27,6 +30,36 @@ def test_a_report_is_one_file_with_all_tasks_and_plots(opened_store: Store, toy_
     assert not re.search(r"<(script|link|img|iframe)\b|url\(http|src=|@import", page)
     write_report(opened_store, tmp_path / "again.html")
     assert (tmp_path / "again.html").read_text() == page
+
+
+def test_a_report_tells_how_each_task_was_searched_for(
+    opened_store: Store, toy_task: Task, toy_folder: Path, tmp_path: Path
+) -> None:
+    evolve_task(toy_task, opened_store, HALVED)
+    shapes_a = load_toy_task("shapes_a", toy_folder, tmp_path / "pixels")
+    evolve_task(shapes_a, opened_store, replace(TINY_CONFIG, seed=5), from_release=1)
+    story = read_story(opened_store)
+    told = {task: [(one.start.release, len(one.stopped)) for one in parts] for task, parts in story.iterations.items()}
+    assert told == {"shapes_a": [(0, 0), (1, 0)], "shapes_b": [(1, 0)], "shapes_c": [(2, 3)]}
+    (halved,) = story.iterations[toy_task.name]
+    others = sorted(name for name in asdict(HALVED) if getattr(HALVED, name) != getattr(EvolveConfig(), name))
+    assert sorted(one.partition(" = ")[0] for one in halved.settings.split(", ")) == others
+    assert "first_children = 4" in halved.settings
+    write_report(opened_store, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    images = sum(record.images for record in halved.records)
+    row = "".join(f"<td>{cell}</td>" for cell in ("shapes_c", 1, 2, 6, 3, f"{images:,}"))
+    assert f'<tr>{row}<td class="text">{halved.settings}</td></tr>' in page
+
+
+def test_what_was_stopped_is_a_hollow_dot(opened_store: Store, toy_task: Task) -> None:
+    evolve_task(toy_task, opened_store, HALVED)
+    story = read_story(opened_store)
+    records = story.records[toy_task.name]
+    plot = next(axes for axes in draw_progress(story).axes if axes.get_title() == toy_task.name)
+    (dots,) = (drawn for drawn in plot.collections if len(np.asarray(drawn.get_offsets())) == len(records))
+    is_filled = np.asarray(dots.get_facecolor())[:, 3] > 0
+    assert is_filled.tolist() == [len(record.curve) == HALVED.validations for record in records]
 
 
 def test_a_store_without_tasks_has_a_report(tmp_path: Path) -> None:
