@@ -122,6 +122,8 @@ def evolve(
         raise typer.BadParameter("--plain trains one after another in this process: leave --workers and --executor out")
     if budget is not None:
         parse_budget(budget)
+        if any(setting.partition("=")[0].strip() == "generations" for setting in settings or []):
+            raise typer.BadParameter("--budget takes the place of --set generations=...: leave one of them out")
     resolved = load_config(config, settings or [], preset="online" if budget and preset is None else preset)
     columns = Columns(image_column, label_column)
     for name, (source, its_columns) in _sources(task, data, suite, data_root, columns).items():

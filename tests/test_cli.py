@@ -203,6 +203,10 @@ def test_wrong_usage_is_exit_code_2(cli: Cli, tiny_store: Path) -> None:
     for options in (["--workers", 2], ["--executor", "ray"]):
         refused = cli.fail(*evolve_words(tiny_store, "toys", tiny_store), "--plain", *options, code=2)
         assert "leave --workers and --executor out" in refused.replace("│ ", "")
+    refused = cli.fail(
+        *evolve_words(tiny_store, "toys", tiny_store), "--set", "generations = 3", "--budget", "5m", code=2
+    )
+    assert "leave one of them out" in refused.replace("│ ", "")
     assert "No such command 'evolv'" in cli.fail("evolv", code=2)
 
 
