@@ -122,8 +122,9 @@ def evolve(
         raise typer.BadParameter("--plain trains one after another in this process: leave --workers and --executor out")
     if budget is not None:
         parse_budget(budget)
-        if any(setting.partition("=")[0].strip() == "generations" for setting in settings or []):
-            raise typer.BadParameter("--budget takes the place of --set generations=...: leave one of them out")
+        superseded = {setting.partition("=")[0].strip() for setting in settings or []} & {"generations", "minutes"}
+        if superseded:
+            raise typer.BadParameter(f"--budget takes the place of --set {superseded.pop()}: leave one of them out")
     resolved = load_config(config, settings or [], preset="online" if budget and preset is None else preset)
     columns = Columns(image_column, label_column)
     for name, (source, its_columns) in _sources(task, data, suite, data_root, columns).items():
@@ -287,9 +288,13 @@ def _print_outcome(name: TaskName, outcome: "Outcome", store: Store) -> None:
 
 
 def _ranking(outcome: "Outcome") -> str:
-    if outcome.learnt_from is None:
-        return ""
-    return f", ranked by what {outcome.learnt_from or 'no'} candidates of earlier iterations taught"
+    match outcome.learnt_from:
+        case None:
+            return ""
+        case 0:
+            return "; nothing was learnt from earlier iterations to rank them by"
+        case taught:
+            return f", ranked by what {taught} candidate{'s' if taught > 1 else ''} of earlier iterations taught"
 
 
 def note(text: str) -> Text:

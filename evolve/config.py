@@ -183,7 +183,9 @@ def load_config(path: Path | None, assignments: Sequence[str] = (), *, preset: s
 
 def _read_preset(name: str) -> str:
     if name not in preset_names():
-        raise InvalidConfig(f"there is no preset {name!r}; presets: {', '.join(preset_names())}")
+        meant = get_close_matches(name, preset_names(), n=1)
+        hint = f" (did you mean {meant[0]}?)" if meant else ""
+        raise InvalidConfig(f"there is no preset {name!r}{hint}; presets: {', '.join(preset_names())}")
     return _read(PRESETS / f"{name}.toml")
 
 

@@ -49,6 +49,6 @@ class ProgressDisplay:
             text = f"{progress.task}: {generation}, {best}, {speed}"
             self._bar.update(self._line, description=text, completed=done, total=total, visible=True)
             if not self._console.is_terminal and progress.place + 1 == config.children(progress.generation):
-                self._console.print(text, highlight=False)  # a log file gets a line instead of a bar
+                self._console.print(text, highlight=False, soft_wrap=True)  # a log file gets a line instead of a bar
 
         return show

@@ -147,8 +147,7 @@ def earlier_examples(store: Store, release: Release, routes: Mapping[TaskName, R
     """
     found = Examples()
     for task, route in routes.items():
-        named = TaskName(route.lineage.candidate.partition("/")[0])  # as the task was called then
-        journal = Journal(store, named, route.lineage.iteration)
+        journal = Journal(store, route.lineage.searched_as, route.lineage.iteration)
         end = journal.end()
         if end is None or end.winner != route.lineage.candidate or end.release > release.number:
             continue

@@ -1,11 +1,12 @@
-"""One self-contained HTML file about a store: leaderboard, costs, progress, lineage and sharing, each with a plot.
+"""One self-contained HTML file about a store: leaderboard, costs, progress, searches, lineage and sharing.
 
 The plots are SVG within the page, drawn by matplotlib; there is no script and nothing is loaded from elsewhere.
 """
 
 import html
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from evolve.config import EvolveConfig
-from evolve.journal import CandidateRecord, IterationStart, Journal, iterations, trained_whole
+from evolve.journal import CandidateRecord, IterationEnd, IterationStart, Journal, iterations, trained_whole
 from models.commands import accuracy_text, in_millions
 from models.component import ComponentKind
 from models.figures import TaskFigures, task_figures
@@ -44,7 +45,8 @@ h1 { font-size: 1.6rem; margin-bottom: 0 } h2 { margin-top: 2.5rem; border-botto
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; white-space: nowrap }
 th, td { padding: .25rem .45rem; border-bottom: 1px solid #8883; text-align: right }
 th:first-child, td:first-child { text-align: left } th { background: #8882 }
-td.text { text-align: left; white-space: normal }
+.text { text-align: left; white-space: normal; width: 100%; min-width: 24rem }
+.text span { white-space: nowrap }
 figure { margin: 1rem 0; overflow-x: auto } p.note { opacity: .75 }
 svg { width: 100%; min-width: 44rem; max-width: 60rem; height: auto }  /* narrower than that, no label can be read */
 @media (prefers-color-scheme: dark) {
@@ -63,8 +65,18 @@ $body
 class IterationStory:
     """What an iteration began with and the candidates that it trained, in the order in which they were sampled."""
 
-    start: IterationStart
+    number: int
+    start: IterationStart | None  # None where the journal does not have it any more
+    end: IterationEnd | None  # likewise, or the iteration was interrupted or is under way
     records: tuple[CandidateRecord, ...]
+
+    @property
+    def outcome(self) -> str:
+        """What it came to, in words."""
+        if self.end is None:
+            return "not ended"
+        is_new = any(record.candidate.name == self.end.winner for record in self.records)
+        return f"release {self.end.release}" if is_new else "nothing better"
 
     @property
     def stopped(self) -> frozenset[str]:
@@ -73,11 +85,14 @@ class IterationStory:
         return frozenset(record.candidate.name for record in self.records) - whole
 
     @property
-    def settings(self) -> str:
-        """Those that are not the defaults."""
-        default = EvolveConfig().settings()
-        chosen = self.start.config.settings().items()
-        return ", ".join(f"{name} = {value}" for name, value in chosen if default.get(name) != value)
+    def settings(self) -> tuple[str, ...]:
+        """Those that are not the defaults, as `--set` takes them."""
+        if self.start is None:
+            return ()
+        chosen, default = self.start.config.settings(), EvolveConfig().settings()
+        if "minutes" in chosen:
+            del chosen["generations"]  # as many as there was time for
+        return tuple(f"{name}={json.dumps(value)}" for name, value in chosen.items() if default.get(name) != value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +116,7 @@ def read_story(store: Store, release_number: int | None = None) -> StoreStory:
     release = store.release(release_number)
     root = store.route(release.root, needed_by=f"release {release.number} as its root")
     routes = dict(sorted(store.routes(release).items()))
-    told = {task: tuple(_iterations(store, task)) for task in routes}
+    told = {task: tuple(_iterations(store, task, routes, release)) for task in routes}
     return StoreStory(release, root, routes, task_figures(routes, root), told)
 
 
@@ -112,12 +127,26 @@ def write_report(store: Store, output: Path, release_number: int | None = None) 
     output.write_text(PAGE.substitute(title=html.escape(title), body=_body(story)), encoding="utf-8")
 
 
-def _iterations(store: Store, task: TaskName) -> Iterator[IterationStory]:
-    for number in iterations(store, task):
-        journal = Journal(store, task, number)
-        start = journal.start()
-        if start is not None:
-            yield IterationStory(start, tuple(journal.records()))
+def _iterations(
+    store: Store, task: TaskName, routes: Mapping[TaskName, Route], release: Release
+) -> Iterator[IterationStory]:
+    """Yield a task's iterations up to a release.
+
+    They stand under the name that the task had then. Another task that was called so before or after it has the same
+    journal: its iterations are those up to the one that its route came from.
+    """
+    lineage = routes[task].lineage
+    named = lineage.searched_as
+    others = [other.lineage for name, other in routes.items() if name != task and other.lineage.searched_as == named]
+    first = max((other.iteration for other in others if other.iteration < lineage.iteration), default=0) + 1
+    is_called_so = named == task
+    for number in iterations(store, named):
+        if first <= number and (number <= lineage.iteration or is_called_so):
+            journal = Journal(store, named, number)
+            start, end = journal.start(), journal.end()
+            began = start.release if start else 0
+            if (end.release if end else began) <= release.number:
+                yield IterationStory(number, start, end, tuple(journal.records()))
 
 
 def _body(story: StoreStory) -> str:
@@ -183,31 +212,28 @@ def _leaderboard(story: StoreStory) -> str:
 
 
 def _searches(story: StoreStory) -> str:
-    header = ("task", "iteration", "from release", "candidates", "stopped early", "images", "settings but the defaults")
-    rows = [
-        (
-            task,
-            str(told.start.iteration),
-            str(told.start.release),
-            f"{len(told.records):,}",
-            f"{len(told.stopped):,}",
-            f"{sum(record.images for record in told.records):,}",
-            told.settings,
-        )
-        for task, parts in story.iterations.items()
-        for told in parts
-    ]
-    body = "".join(_row(row, "td", has_text=True) for row in rows)
-    return f"<figure><table>{_row(header, 'th')}{body}</table></figure>"
+    header = ("task", "iteration", "from release", "came to", "candidates", "stopped early", "images")
+    rows = [_row(header, "th", text="settings other than the defaults")]
+    for task, parts in story.iterations.items():
+        for told in parts:
+            cells = (
+                task,
+                str(told.number),
+                str(told.start.release) if told.start else "",
+                told.outcome,
+                f"{len(told.records):,}",
+                f"{len(told.stopped):,}",
+                f"{sum(record.images for record in told.records):,}",
+            )
+            settings = " ".join(f"<span>{html.escape(setting)}</span>" for setting in told.settings)
+            rows.append(_row(cells, "td", text=settings))
+    return f"<figure><table>{''.join(rows)}</table></figure>"
 
 
-def _row(cells: Sequence[str], tag: str, *, has_text: bool = False) -> str:
-    """Return a row of a table; with `has_text` the last cell is wide and breaks its lines."""
-    opening = [f"<{tag}>"] * len(cells)
-    if has_text:
-        opening[-1] = f'<{tag} class="text">'
-    shown = (f"{start}{html.escape(cell)}</{tag}>" for start, cell in zip(opening, cells, strict=True))
-    return f"<tr>{''.join(shown)}</tr>"
+def _row(cells: Sequence[str], tag: str, *, text: str | None = None) -> str:
+    """Return a row of a table, perhaps with a last cell of HTML that is wide and breaks its lines."""
+    last = "" if text is None else f'<{tag} class="text">{text}</{tag}>'
+    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}{last}</tr>"
 
 
 def _svg(draw: Callable[[StoreStory], Figure], story: StoreStory, description: str) -> str:
@@ -269,26 +295,27 @@ def draw_costs(story: StoreStory) -> Figure:
 
 def draw_progress(story: StoreStory) -> Figure:
     """A small plot a task: every candidate's score as a dot, hollow if it was stopped, the best so far as a line."""
-    columns = min(4, len(story.records))
-    rows = -(-len(story.records) // columns)
+    columns = min(4, len(story.routes))
+    rows = -(-len(story.routes) // columns)
     figure = Figure(figsize=(10, 2.1 * rows + 0.3), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axis, (task, parts) in zip(grid.flat, story.iterations.items(), strict=False):
-        stopped = frozenset().union(*(told.stopped for told in parts))
-        _draw_candidates(axis, story.records[task], stopped)
+        _draw_candidates(axis, parts)
         axis.set_title(_fitting(task, 28), fontsize=9)
-    for axis in grid.flat[len(story.records) :]:
+    for axis in grid.flat[len(story.routes) :]:
         axis.set_visible(False)
     figure.supxlabel("candidates sampled", fontsize=9)
     figure.supylabel("score", fontsize=9)
     return figure
 
 
-def _draw_candidates(axis: Axes, records: Sequence[CandidateRecord], stopped: Set[str]) -> None:
-    scores = [record.score for record in records]
-    best = [max(scores[: at + 1]) for at in range(len(scores))]
+def _draw_candidates(axis: Axes, parts: Sequence[IterationStory]) -> None:
+    scores = [record.score for told in parts for record in told.records]
+    is_whole = [record.candidate.name not in told.stopped for told in parts for record in told.records]
+    can_win = [score if whole else 0.0 for score, whole in zip(scores, is_whole, strict=True)]
+    best = [max(can_win[: at + 1]) for at in range(len(scores))]
     numbers = range(1, len(scores) + 1)
-    filled = ["none" if record.candidate.name in stopped else "#6baed6" for record in records]
+    filled = ["#6baed6" if whole else "none" for whole in is_whole]
     axis.scatter(numbers, scores, s=9, facecolors=filled, edgecolors="#6baed6")
     axis.step(numbers, best, where="post", color="#08519c", linewidth=1.3)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))

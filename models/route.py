@@ -82,6 +82,11 @@ class Lineage:
     trained_images: int  # images that the whole iteration trained on, all candidates together
     config: Mapping[str, Scalar] = field(default_factory=dict)  # the iteration's settings, resolved
 
+    @property
+    def searched_as(self) -> TaskName:
+        """What the task was called then, and is called in the journal; "" for the root."""
+        return TaskName(self.candidate.partition("/")[0])
+
 
 @dataclass(frozen=True, slots=True)
 class Route:

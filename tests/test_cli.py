@@ -65,10 +65,16 @@ def test_init_evolve_and_tasks(cli: Cli, tmp_path: Path, toy_folder: Path) -> No
     assert (summary["task"], summary["release"], summary["is_new"]) == ("toys", 1, True)
     assert (summary["parent"], summary["depth"], summary["image_size"]) == ("root", 2, 16)
     assert (summary["candidates"], summary["stopped"], summary["learnt_from"]) == (1, 0, None)
+    fresh = tmp_path / "fresh"
+    cli.succeed("init", fresh, "--root", TINY_ROOT)
+    first = cli.succeed(*evolve_words(fresh, "toys", toy_folder), "--set", "rank_children=2")
+    assert first.strip().endswith("trained: 1; nothing was learnt from earlier iterations to rank them by")
     again = cli.succeed(*evolve_words(store, "more", toy_folder), "--set", "parents=toys", "--set", "seed=1")
     assert re.search(r"; grown from toys, depth [12], 16 px; candidates trained: 1$", again.strip())
     ranked = cli.succeed(*evolve_words(store, "third", toy_folder), "--set", "rank_children=2")
     assert ranked.strip().endswith("candidates trained: 1, ranked by what 2 candidates of earlier iterations taught")
+    fourth = json.loads(cli.succeed(*evolve_words(store, "fourth", toy_folder), "--set", "rank_children=2", "--json"))
+    assert fourth["learnt_from"] == 3
     listed = json.loads(cli.succeed("tasks", store, "--json"))
     task = next(task for task in listed["tasks"] if task["task"] == "toys")
     assert (task["task"], task["route"], task["labels"]) == ("toys", summary["route"], ["blue", "green", "red"])
@@ -203,10 +209,10 @@ def test_wrong_usage_is_exit_code_2(cli: Cli, tiny_store: Path) -> None:
     for options in (["--workers", 2], ["--executor", "ray"]):
         refused = cli.fail(*evolve_words(tiny_store, "toys", tiny_store), "--plain", *options, code=2)
         assert "leave --workers and --executor out" in refused.replace("│ ", "")
-    refused = cli.fail(
-        *evolve_words(tiny_store, "toys", tiny_store), "--set", "generations = 3", "--budget", "5m", code=2
-    )
-    assert "leave one of them out" in refused.replace("│ ", "")
+    for setting in ("generations = 2", "minutes=3"):
+        words = ["evolve", tiny_store, "toys", "--data", tiny_store, "--budget", "5m", "--set", setting]
+        refused = " ".join(cli.fail(*words, code=2).replace("│", "").split())
+        assert f"--set {setting.split('=')[0].strip()}: leave one of them out" in refused
     assert "No such command 'evolv'" in cli.fail("evolv", code=2)
 
 

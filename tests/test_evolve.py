@@ -35,11 +35,13 @@ from tests.conftest import HALVED, TINY_CONFIG, TINY_ROOT, load_toy_task
 def test_a_log_file_gets_each_generation_once(opened_store: Store, toy_task: Task) -> None:
     log = io.StringIO()
     config = replace(TINY_CONFIG, generations=3)
-    with ProgressDisplay(Console(file=log, width=200)) as display:
+    task = replace(toy_task, name=TaskName("a-name-so-long-that-eighty-columns-are-not-enough"))
+    with ProgressDisplay(Console(file=log, width=80)) as display:
         display.decoding(3, 9)
-        evolve_task(toy_task, opened_store, config, report=display.candidate(config))
+        evolve_task(task, opened_store, config, report=display.candidate(config))
     lines = log.getvalue().splitlines()
-    assert [line.split(",")[0] for line in lines] == [f"shapes_c: generation {number}/3" for number in (1, 2, 3)]
+    assert [line.split(",")[0] for line in lines] == [f"{task.name}: generation {number}/3" for number in (1, 2, 3)]
+    assert all(line.endswith(" images/s") for line in lines)
 
 
 def digests(folder: Path) -> dict[str, str]:

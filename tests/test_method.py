@@ -261,3 +261,5 @@ def test_a_mistake_in_a_setting_is_refused(assignment: str, message: str) -> Non
 def test_an_unknown_preset_is_refused() -> None:
     with pytest.raises(InvalidConfig, match="there is no preset 'ti'; presets: b-decathlon, few-images, l-suites, "):
         load_config(None, preset="ti")
+    with pytest.raises(InvalidConfig, match=r"'few-image' \(did you mean few-images\?\); presets: "):
+        load_config(None, preset="few-image")

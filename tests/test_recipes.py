@@ -71,6 +71,7 @@ def test_a_seeds_child_is_held_against_its_like_and_any_other_against_its_parent
     # shares of errors: of the mean's .4, .2 more and .2 less; of the parent's .2, .05 less, and what is not kept
     assert [example.gain for example in found.of_seeds] == pytest.approx([-0.5, 0.5])
     assert [example.gain for example in found.of_members] == pytest.approx([0.25, 0])
+    assert len(found) == 4
     assert examples([], {}) == Examples()
 
 
