@@ -45,7 +45,7 @@ h1 { font-size: 1.6rem; margin-bottom: 0 } h2 { margin-top: 2.5rem; border-botto
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; white-space: nowrap }
 th, td { padding: .25rem .45rem; border-bottom: 1px solid #8883; text-align: right }
 th:first-child, td:first-child { text-align: left } th { background: #8882 }
-.text { text-align: left; white-space: normal; width: 100%; min-width: 24rem }
+.text { text-align: left; white-space: normal; width: 100%; min-width: 20rem } td.text { font-size: .8rem }
 .text span { white-space: nowrap }
 figure { margin: 1rem 0; overflow-x: auto } p.note { opacity: .75 }
 svg { width: 100%; min-width: 44rem; max-width: 60rem; height: auto }  /* narrower than that, no label can be read */
