@@ -124,7 +124,7 @@ def evolve(
         parse_budget(budget)
         superseded = {setting.partition("=")[0].strip() for setting in settings or []} & {"generations", "minutes"}
         if superseded:
-            raise typer.BadParameter(f"--budget takes the place of --set {superseded.pop()}: leave one of them out")
+            raise typer.BadParameter(f"--budget takes the place of --set {min(superseded)}: leave one of them out")
     resolved = load_config(config, settings or [], preset="online" if budget and preset is None else preset)
     columns = Columns(image_column, label_column)
     for name, (source, its_columns) in _sources(task, data, suite, data_root, columns).items():

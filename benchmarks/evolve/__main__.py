@@ -1,4 +1,4 @@
-"""Evolution at speed: `uv run python -m benchmarks.evolve`, some 80 minutes on 2 cores.
+"""Evolution at speed: `uv run python -m benchmarks.evolve`, some 90 minutes on 2 cores.
 
 A run that was stopped is taken up again. Needs the data folder that TEST_SHARED_DATA names, or ../shared.
 `--minutes` stops early, `--afresh` forgets what was measured before. `--results` keeps another machine's figures apart:
