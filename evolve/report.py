@@ -79,10 +79,10 @@ class IterationStory:
         return f"release {self.end.release}" if is_new else "nothing better"
 
     @property
-    def stopped(self) -> frozenset[str]:
-        """The names of the candidates that were stopped early."""
+    def is_whole(self) -> tuple[bool, ...]:
+        """Of each candidate, whether it was trained to the end: the others were stopped early."""
         whole = {record.candidate.name for record in trained_whole(self.records)}
-        return frozenset(record.candidate.name for record in self.records) - whole
+        return tuple(record.candidate.name in whole for record in self.records)
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -222,7 +222,7 @@ def _searches(story: StoreStory) -> str:
                 str(told.start.release) if told.start else "",
                 told.outcome,
                 f"{len(told.records):,}",
-                f"{len(told.stopped):,}",
+                f"{told.is_whole.count(False):,}",
                 f"{sum(record.images for record in told.records):,}",
             )
             settings = " ".join(f"<span>{html.escape(setting)}</span>" for setting in told.settings)
@@ -311,7 +311,7 @@ def draw_progress(story: StoreStory) -> Figure:
 
 def _draw_candidates(axis: Axes, parts: Sequence[IterationStory]) -> None:
     scores = [record.score for told in parts for record in told.records]
-    is_whole = [record.candidate.name not in told.stopped for told in parts for record in told.records]
+    is_whole = [whole for told in parts for whole in told.is_whole]
     can_win = [score if whole else 0.0 for score, whole in zip(scores, is_whole, strict=True)]
     best = [max(can_win[: at + 1]) for at in range(len(scores))]
     numbers = range(1, len(scores) + 1)

@@ -18,7 +18,7 @@ from evolve.candidate import Candidate, Part, seed_candidate
 from evolve.config import EvolveConfig
 from evolve.depth_probe import PROBE_IMAGES, probe_depths, shortest_sufficient
 from evolve.hparams import DataHParams, image_sizes, mutated
-from evolve.journal import CandidateRecord, IterationEnd, IterationStart, Journal, iterations
+from evolve.journal import CandidateRecord, IterationEnd, IterationStart, Journal, iterations, trained_whole
 from evolve.mutation import Nursery, changes_nothing, mutate, resized, shortened
 from evolve.network import build_network
 from evolve.pool import WeightPool
@@ -30,7 +30,7 @@ from evolve.score import ScoreRule
 from evolve.selection import Finalist, choose, contenders, expected_accuracy
 from evolve.task import Task
 from evolve.throughput import Throughput
-from evolve.train import Trained, TrainPlan, accuracy, logits, validation_steps
+from evolve.train import Trained, TrainPlan, accuracy, logits
 from models.errors import InvalidConfig, TaskBusy
 from models.names import ComponentId, RouteId, TaskName
 from models.release import Release
@@ -273,8 +273,7 @@ class TaskRun:
             report(self._progress(record, generation, place, is_replayed=found is not None, release=release))
         if found is None:
             self._journal.write_generation(generation, records)
-        end = len(validation_steps(plan))
-        whole = [record for record in records if len(record.curve) == end]
+        whole = trained_whole(records)
         self._stopped += len(records) - len(whole)
         return [record.member for record in whole]
 

@@ -4,11 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from evolve.candidate import Candidate
 from evolve.config import EvolveConfig
 from evolve.halving import better_half
-from evolve.hparams import DataHParams, OptimiserHParams
-from evolve.journal import CandidateRecord, Journal, trained_whole
+from evolve.journal import Journal
 from evolve.loop import evolve_task
 from evolve.run import TaskRun
 from evolve.task import Task
@@ -21,20 +19,6 @@ def test_the_better_half_goes_on_and_the_first_of_equals() -> None:
     assert better_half({0: 0.5, 1: 0.7, 2: 0.6, 3: 0.7}) == [1, 3]
     assert better_half({0: 0.5, 2: 0.5, 5: 0.5}) == [0, 2]
     assert better_half({4: 0.1}) == [4]
-
-
-def test_what_was_stopped_is_told_by_the_longest_training_of_its_generation() -> None:
-    """With few images there are fewer validations than were asked for, and each generation may have its own."""
-    lengths = {"birds/1/0/0": 4, "birds/1/0/1": 2, "birds/1/1/0": 2, "birds/2/0/0": 1, "birds/2/0/1": 1}
-    records = [
-        CandidateRecord(
-            Candidate(name, "root", (), ("a", "b"), OptimiserHParams(), DataHParams(16)),
-            *(0.5, 0.5, 0.0, 1, (0.5,) * length, 100, 1.0, "cpu"),
-        )
-        for name, length in lengths.items()
-    ]
-    whole = [record.candidate.name for record in trained_whole(records)]
-    assert whole == ["birds/1/0/0", "birds/1/1/0", "birds/2/0/0", "birds/2/0/1"]
 
 
 def test_a_larger_first_generation_is_halved_from_a_later_validation_on(opened_store: Store, toy_task: Task) -> None:

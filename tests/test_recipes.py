@@ -12,7 +12,7 @@ from evolve import recipes
 from evolve.candidate import Candidate, Part
 from evolve.config import EvolveConfig
 from evolve.hparams import DataHParams, OptimiserHParams
-from evolve.journal import CandidateRecord, Journal
+from evolve.journal import CandidateRecord, Journal, trained_whole
 from evolve.loop import evolve_task
 from evolve.mutation import mutate
 from evolve.population import Member, Population
@@ -73,6 +73,14 @@ def test_a_seeds_child_is_held_against_its_like_and_any_other_against_its_parent
     assert [example.gain for example in found.of_members] == pytest.approx([0.25, 0])
     assert len(found) == 4
     assert examples([], {}) == Examples()
+
+
+def test_what_was_stopped_is_told_by_the_longest_training_of_its_generation() -> None:
+    """With few images there are fewer validations than were asked for, and each generation may have its own."""
+    lengths = {"birds/1/0/0": 4, "birds/1/0/1": 2, "birds/1/1/0": 2, "birds/2/0/0": 1, "birds/2/0/1": 1}
+    records = [record(recipe(name, "root"), 0.5, validations=length) for name, length in lengths.items()]
+    whole = [one.candidate.name for one in trained_whole(records)]
+    assert whole == ["birds/1/0/0", "birds/1/1/0", "birds/2/0/0", "birds/2/0/1"]
 
 
 def test_a_recipe_like_those_that_did_well_is_expected_to_come_to_more() -> None:

@@ -11,7 +11,7 @@ from playwright.sync_api import sync_playwright
 from evolve.config import load_config
 from evolve.loop import evolve_task
 from evolve.publish import create_store
-from evolve.report import StoreStory, _columns, _places, draw_progress, read_story, write_report
+from evolve.report import IterationStory, StoreStory, _columns, _places, draw_progress, read_story, write_report
 from evolve.run import TaskRun
 from evolve.task import Task
 from models.names import RouteId, TaskName
@@ -35,9 +35,11 @@ def test_a_report_is_one_file_with_all_tasks_and_plots(opened_store: Store, toy_
 
 def told(story: StoreStory) -> dict[str, list[tuple[int, str, int]]]:
     """Return each task's iterations: number, what it came to, candidates that were stopped."""
-    return {
-        task: [(one.number, one.outcome, len(one.stopped)) for one in parts] for task, parts in story.iterations.items()
-    }
+
+    def shown(one: IterationStory) -> tuple[int, str, int]:
+        return one.number, one.outcome, one.is_whole.count(False)
+
+    return {task: [shown(one) for one in parts] for task, parts in story.iterations.items()}
 
 
 def test_a_report_tells_how_each_task_was_searched_for(

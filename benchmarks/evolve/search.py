@@ -1,13 +1,13 @@
 """evolve-3 and evolve-5: images seen until the plain search's final score is reached, and bytes a task adds.
 
-After a stream of eight other tasks, evolved as the reference does it, each of seven is evolved from the same store:
-as the reference does it, then with ranked children and early stopping, then with averaged weights as well; then one
-child at a time with none of these, with ranked parents instead of children, and with one option alone. A
-generation of the plain search has eight candidates, as in the paper's runs on ViT-B. The ranked one draws sixteen
-children for each that it trains, and trains the one that promises most, as the journal of the stream tells; of two
-first children the worse is stopped at the second of eight validations, and from then on it goes child after child
-until it has seen as many images as the plain search. All take images of one size: what is counted is images, and one
-of twice the pixels costs twice as much.
+After a stream of eight other tasks, evolved as the reference does it, each of seven is evolved from the same store: as
+the reference does it, then with ranked children and early stopping, then with averaged weights as well; then one child
+at a time with none of these, with ranked parents instead of children, and with one option alone. A generation of the
+plain search has eight candidates, as in the paper's runs on ViT-B. The ranked one draws sixteen children for each that
+it trains, and trains the one that promises most, as the journal of the stream tells; of two first children the worse is
+stopped at the second of eight validations, and from then on it goes child after child until it has seen as many images
+as the plain search. All take images of one size: what is counted is images, and one of twice the pixels costs twice as
+much.
 
 Of a ratio, both sides are summed over the seeds: when one search reaches its final score is much a matter of luck.
 
