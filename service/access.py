@@ -33,6 +33,7 @@ class Caller:
 
     key: Key | None
     is_own_user: bool
+    client: str  # the unit of fairness: a key's id or, without keys, the connection's address and port
 
     @property
     def sees_all(self) -> bool:
@@ -102,6 +103,11 @@ def server_of(request: Request) -> Server:
     return server
 
 
+def connection_of(request: Request) -> str:
+    """Return a name for the connection that a request came over, which no other open one has."""
+    return "" if request.client is None else f"{request.client.host} {request.client.port}"
+
+
 def allow(request: Request, action: Action) -> Caller:
     """Return who asks, if the request may do `action`: every route that is not open to all calls this, once.
 
@@ -121,7 +127,7 @@ def allow(request: Request, action: Action) -> Caller:
     trouble = _why_no_writing(request, server.settings)
     if trouble is not None and action in {"tasks", "releases"}:
         raise WritingIsOff(trouble)
-    return Caller(None, is_own_user=trouble is None)
+    return Caller(None, is_own_user=trouble is None, client=connection_of(request))
 
 
 def _key_holder(request: Request, server: Server, action: Action) -> Caller:
@@ -139,7 +145,7 @@ def _key_holder(request: Request, server: Server, action: Action) -> Caller:
             f"key {key.name!r} may not manage {action}; it may manage: {', '.join(key.manages) or 'nothing'}: use "
             f"another key, or make one with 'mu2net keys create --{action}'"
         )
-    return Caller(key, is_own_user=False)
+    return Caller(key, is_own_user=False, client=key.id)
 
 
 def _why_no_writing(request: Request, settings: Settings) -> str | None:
