@@ -48,7 +48,9 @@ Messages say what happened, the value, what is allowed and the next step. The HT
 stands in `service/errors.py`; the command line prints the message and exits with 1.
 """
 
+import copyreg
 import re
+from typing import Any
 
 
 def kind_of(error: Exception) -> str:
@@ -58,6 +60,10 @@ def kind_of(error: Exception) -> str:
 
 class Mu2NetError(Exception):
     """Base of all expected errors: the message is for the person who caused it or operates this."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle without `__init__`, whose keyword arguments `args` lacks: errors cross process boundaries."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class InvalidInput(Mu2NetError):

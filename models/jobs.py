@@ -28,6 +28,9 @@ JobKind = Literal["add", "iterate"]
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 
 LEASE_S = 15.0  # after which a silent worker's job is taken up by another
+# The database's clock may be set back. A lease that ends later than any made now could is void: a living worker
+# renews it within seconds, and a dead one never does.
+CLOCK_SLACK_S = 1.0
 # A job whose workers die this often in a row without one more candidate is given up: it may be what kills them.
 MAX_FRUITLESS_STARTS = 10
 BUSY_TIMEOUT_S = 30.0  # that SQLite waits for another writer
@@ -135,6 +138,13 @@ JOBS = sql.Table(
     sql.Column("leased_until", sql.Float),
 )
 UNFINISHED = JOBS.c.state.in_(("queued", "running"))
+IS_FREE = sql.or_(  # nobody works on it
+    JOBS.c.state == "queued",
+    sql.and_(
+        JOBS.c.state == "running",
+        sql.or_(JOBS.c.leased_until < NOW, JOBS.c.leased_until > NOW + LEASE_S + CLOCK_SLACK_S),
+    ),
+)
 # The database itself refuses a second unfinished job of a task, whoever asks at the same moment.
 sql.Index(
     "one_unfinished_job_a_task",
@@ -247,9 +257,8 @@ class JobQueue:
         What it has published stays. One that is over stays as it is. UnknownJob if there is none.
         """
         ended = {"state": "cancelled", "phase": FINISHED, "ended": NOW, "seconds_left": None, "lease": None}
-        is_idle = sql.or_(JOBS.c.state == "queued", sql.and_(JOBS.c.state == "running", JOBS.c.leased_until < NOW))
         with self._writing() as connection:
-            connection.execute(sql.update(JOBS).where(JOBS.c.id == job, is_idle).values(ended))
+            connection.execute(sql.update(JOBS).where(JOBS.c.id == job, IS_FREE).values(ended))
             asked = sql.update(JOBS).where(JOBS.c.id == job, JOBS.c.state == "running")
             connection.execute(asked.values(is_cancelling=True))
         return self.job(job)
@@ -259,12 +268,11 @@ class JobQueue:
     def claim(self) -> Claim | None:
         """Take the oldest job that nobody holds, None if there is none. Its lease must be renewed from now on."""
         lease = secrets.token_hex(16)
-        is_free = sql.or_(JOBS.c.state == "queued", sql.and_(JOBS.c.state == "running", JOBS.c.leased_until < NOW))
-        oldest = sql.select(JOBS.c.number).where(is_free).order_by(JOBS.c.number).limit(1).scalar_subquery()
+        oldest = sql.select(JOBS.c.number).where(IS_FREE).order_by(JOBS.c.number).limit(1).scalar_subquery()
         take = (
             # asked again of the row itself: another worker may have been faster
             sql.update(JOBS)
-            .where(JOBS.c.number == oldest, is_free)
+            .where(JOBS.c.number == oldest, IS_FREE)
             .values(
                 state="running",
                 lease=lease,

@@ -62,7 +62,7 @@ def load_pixels(data: bytes, image_size: int, limits: ImageLimits = ImageLimits(
     image = _open(data, limits)
     try:
         image.draft(image.mode, (DRAFT_SCALE * image_size, DRAFT_SCALE * image_size))
-        square = _to_rgb(_upright(image)).resize((image_size, image_size), Image.Resampling.BILINEAR)
+        square = _to_rgb(upright(image)).resize((image_size, image_size), Image.Resampling.BILINEAR)
     except MemoryError:
         raise
     except Exception as error:  # the decoders raise whatever they like on hostile bytes: all of it means damaged
@@ -113,8 +113,11 @@ def _check_pixels(width: int, height: int, limits: ImageLimits) -> None:
         )
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turn as EXIF says. Pillow's own `exif_transpose` also rewrites the metadata, and fails where that is damaged."""
+def upright(image: Image.Image) -> Image.Image:
+    """Return an image with its pixels turned as EXIF says, once they are decoded.
+
+    Pillow's own `exif_transpose` also rewrites the metadata, and fails where that is damaged.
+    """
     image.load()
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)

@@ -28,13 +28,16 @@ from PIL import Image
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from models.errors import InvalidInput, JobFailed, RequestRefused, ServerUnreachable
+from models.preprocess import upright
 
-ImageLike = str | Path | bytes | Image.Image | np.ndarray[Any, Any]
+ImageLike = str | Path | bytes | bytearray | memoryview | Image.Image | np.ndarray[Any, Any]
 Record = TypeVar("Record")
 
 IMAGES_PER_REQUEST = 32  # the server's own limit is 64 unless it is set otherwise
 RETRIED = frozenset({429, 503})  # the request was not begun, so asking again does nothing twice
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.5, 60.0
+PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})  # of Pillow, which PNG keeps as they are
+TIFF_MODES = frozenset({"I", "F"})  # deep greys, which only TIFF keeps
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 
 
@@ -380,7 +383,7 @@ def _form(task: str, budget: str | None, private: bool, parents: Sequence[str]) 
 
 
 def _batches(images: ImageLike | Sequence[ImageLike]) -> Iterator[Sequence[ImageLike]]:
-    single = isinstance(images, str | Path | bytes | Image.Image) or (
+    single = isinstance(images, str | Path | bytes | bytearray | memoryview | Image.Image) or (
         isinstance(images, np.ndarray) and images.ndim < 4
     )
     every: Sequence[ImageLike] = [images] if single else images  # type: ignore[list-item, assignment]
@@ -395,9 +398,13 @@ def _files(images: Sequence[ImageLike]) -> list[tuple[str, tuple[str, bytes]]]:
 
 
 def _encoded(image: ImageLike) -> bytes:
-    """Return an image as a file's bytes; pixels become PNG, which loses nothing."""
-    if isinstance(image, bytes):
-        return image
+    """Return an image as a file's bytes; pixels become a file that loses nothing.
+
+    Raises:
+        InvalidInput: it is no image, or one that cannot be sent.
+    """
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
     if isinstance(image, str | Path):
         return Path(image).read_bytes()
     if isinstance(image, np.ndarray):
@@ -407,8 +414,30 @@ def _encoded(image: ImageLike) -> bytes:
                 "[height, width, 3 or 4]"
             )
         image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise InvalidInput(
+            f"{type(image).__name__} is not an image: give a path, a file's bytes, a Pillow image or a uint8 array"
+        )
+    return _as_file(image)
+
+
+def _as_file(image: Image.Image) -> bytes:
+    """Return a Pillow image as a file that the server reads as it would read the file that it came from.
+
+    Pillow turns nothing as EXIF says, and writes no orientation into a PNG: so the pixels are turned here.
+    """
     file = io.BytesIO()
-    image.save(file, "PNG", compress_level=1)
+    try:
+        turned = upright(image)
+        if turned.mode in TIFF_MODES:
+            turned.save(file, "TIFF")
+        else:
+            (turned if turned.mode in PNG_MODES else turned.convert("RGB")).save(file, "PNG", compress_level=1)
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidInput(
+            f"the Pillow image of mode {image.mode!r} cannot be sent ({error}): convert it to 'RGB', or give the "
+            "file's bytes"
+        ) from error
     return file.getvalue()
 
 

@@ -46,7 +46,7 @@ def status_of(error: errors.Mu2NetError) -> HTTPStatus:
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return for OpenAPI that these statuses come with a problem document."""
-    content = {PROBLEM_JSON: {"schema": Problem.model_json_schema()}}
+    content = {PROBLEM_JSON: {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}}  # see service/openapi.py
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 

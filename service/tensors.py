@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from models.errors import InvalidImage, InvalidInput, RequestTooLarge
 from service.predictor import EncodedOrPixels
@@ -31,11 +31,20 @@ MAX_CLASSES = 10_000
 Probabilities = Float[np.ndarray, "images classes"]
 
 
-class TensorParameters(BaseModel):
+class Message(BaseModel):
+    """A part of a request; a field that is null counts as absent, as clients in other languages send it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def without_nulls(cls, value: Any) -> Any:
+        return {name: item for name, item in value.items() if item is not None} if isinstance(value, dict) else value
+
+
+class TensorParameters(Message):
     binary_data_size: int | None = Field(default=None, ge=0, description="bytes of this tensor behind the JSON")
 
 
-class InferenceInput(BaseModel):
+class InferenceInput(Message):
     name: str
     datatype: str
     shape: list[int] = Field(max_length=8)
@@ -43,23 +52,23 @@ class InferenceInput(BaseModel):
     data: list[Any] | None = Field(default=None, description="row by row, flat or nested; leave it out for binary data")
 
 
-class OutputParameters(BaseModel):
+class OutputParameters(Message):
     classification: int | None = Field(
         default=None, ge=1, le=MAX_CLASSES, description="name so many classes, best first"
     )
     binary_data: bool | None = Field(default=None, description="answer behind the JSON instead of in it")
 
 
-class RequestedOutput(BaseModel):
+class RequestedOutput(Message):
     name: str
     parameters: OutputParameters = OutputParameters()
 
 
-class RequestParameters(BaseModel):
+class RequestParameters(Message):
     binary_data_output: bool = False
 
 
-class InferenceRequest(BaseModel):
+class InferenceRequest(Message):
     """What a model is asked; parameters that are unknown here are ignored, as the protocol wants."""
 
     id: str | None = Field(default=None, max_length=1000)

@@ -1,20 +1,26 @@
 """The Python client against a real server; only jobs and a server's moods are played by a transport."""
 
 import asyncio
+import copy
 import io
 import json
+import pickle
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
-from models.errors import InvalidInput, JobFailed, RequestRefused, ServerUnreachable
+from models import errors
+from models.errors import InvalidInput, JobFailed, Mu2NetError, RequestRefused, ServerUnreachable
 from models.names import TaskName
 from models.preprocess import load_pixels
 from models.store import Store
@@ -65,6 +71,79 @@ def test_every_form_of_an_image_gets_the_offline_answer(url: str, store: Store, 
     assert len(image.predictions) == 2
     assert image.best.label == f"first {np.argmax(expected(store, 'first', data))}"
     assert (answer.task, answer.release, answer.route) == ("first", 2, store.release().tasks[TaskName("first")])
+
+
+MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I", "I;16", "F")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_pillow_image_of_any_mode_is_sent(url: str, store: Store, mode: str) -> None:
+    image: Image.Image = Image.open(io.BytesIO(picture(size=30)))
+    image = Image.new(mode, (30, 30), (90, 120, 140)) if mode == "LAB" else image
+    image = image.convert("L").convert(mode) if mode in {"I", "I;16", "F"} else image.convert(mode)
+    file = io.BytesIO()
+    (image.convert("RGB") if mode in {"HSV", "YCbCr", "LAB"} else image).save(file, "TIFF")
+    with Client(url) as client:
+        answer = client.classify("first", image, logits=True)
+    assert answer.images[0].logits == pytest.approx(expected(store, "first", file.getvalue()), abs=1e-4)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_pillow_image_is_answered_as_its_file_is(url: str, orientation: int) -> None:
+    photo = Image.open(io.BytesIO(picture(size=30))).resize((24, 40))
+    exif = photo.getexif()
+    exif[ExifTags.Base.Orientation] = orientation
+    file = io.BytesIO()
+    photo.save(file, "TIFF", exif=exif)  # loses nothing, and is read at full size in both ways
+    with Client(url) as client:
+        as_file = client.classify("first", file.getvalue(), logits=True)
+        opened = client.classify("first", Image.open(file), logits=True)
+    assert opened == as_file
+
+
+@pytest.mark.parametrize("kind", [bytearray, memoryview])
+def test_bytes_of_any_kind_are_one_file(url: str, kind: type) -> None:
+    data = picture(size=30)
+    with Client(url) as client:
+        assert client.classify("first", kind(data)) == client.classify("first", data)
+
+
+@pytest.mark.parametrize(
+    ("image", "text"),
+    [
+        (Image.open(io.BytesIO(picture(size=30)[:-60])), "the Pillow image of mode 'RGB' cannot be sent"),
+        (object(), "object is not an image: give a path, a file's bytes, a Pillow image or a uint8 array"),
+    ],
+    ids=["truncated", "no image"],
+)
+def test_what_cannot_be_sent_is_refused_here(url: str, image: Any, text: str) -> None:
+    with Client(url) as client, pytest.raises(InvalidInput, match=re.escape(text)):
+        client.classify("first", [image])
+
+
+def ask_for_nothing(url: str) -> str:
+    with Client(url) as client:
+        return client.task("nothing").task
+
+
+def test_a_refusal_comes_out_of_a_process_pool(url: str) -> None:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        with pytest.raises(RequestRefused, match="no route for task 'nothing'") as caught:
+            pool.submit(ask_for_nothing, url).result()
+        assert (caught.value.status, caught.value.kind) == (404, "unknown-task")
+        assert pool.submit(int, "7").result() == 7  # the pool lives
+
+
+ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Mu2NetError)]
+
+
+@pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("again", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy, copy.deepcopy])
+def test_every_error_can_be_pickled_and_copied(kind: type[Mu2NetError], again: Callable[[Any], Any]) -> None:
+    own: dict[str, Any] = {"status": 404, "kind": "x"} if kind is RequestRefused else {}
+    error = kind("what happened", **own)
+    found = again(error)
+    assert (type(found), str(found), vars(found)) == (kind, "what happened", vars(error))
 
 
 def test_many_images_go_in_several_requests_of_one_release(

@@ -59,6 +59,36 @@ def claimed(queue: JobQueue) -> Claim:
     return claim
 
 
+def set_clock_back(queue: JobQueue, claim: Claim, seconds: float) -> None:
+    """What a clock that is set back does to a lease: it ends so much later."""
+    with queue._writing() as connection:
+        later = JOBS.c.leased_until + seconds
+        connection.execute(sql.update(JOBS).where(JOBS.c.lease == claim.lease).values(leased_until=later))
+
+
+@pytest.mark.parametrize("seconds", [30.0, 3600.0, 365 * 86400.0])
+def test_a_dead_workers_job_is_taken_though_the_clock_was_set_back(queue: JobQueue, seconds: float) -> None:
+    job = queue.submit(BIRDS)
+    set_clock_back(queue, claimed(queue), seconds)
+    assert claimed(queue).job.id == job.id
+
+
+def test_a_dead_workers_job_is_cancelled_and_sent_again_though_the_clock_was_set_back(queue: JobQueue) -> None:
+    job = queue.submit(BIRDS)
+    set_clock_back(queue, claimed(queue), 3600.0)
+    assert queue.cancel(job.id).state == "cancelled"
+    again = queue.submit(BIRDS)
+    assert claimed(queue).job.id == again.id
+
+
+def test_a_living_worker_keeps_its_job_when_the_clock_is_set_back(queue: JobQueue) -> None:
+    queue.submit(BIRDS)
+    claim = claimed(queue)
+    set_clock_back(queue, claim, 3600.0)
+    queue.renew(claim)
+    assert queue.claim() is None
+
+
 def let_lease_end(queue: JobQueue, claim: Claim) -> None:
     """What the clock does to a worker that is dead."""
     with queue._writing() as connection:

@@ -57,6 +57,19 @@ def test_it_has_every_route_and_bentomls_own() -> None:
     assert {"/livez", "/readyz", "/metrics", "/v2", "/v1/classify"} <= found["paths"].keys()
 
 
+def test_every_refusal_is_one_and_the_same_schema() -> None:
+    answers = [
+        content["schema"]
+        for path in document()["paths"].values()
+        for operation in path.values()
+        for answer in operation["responses"].values()
+        for kind, content in answer.get("content", {}).items()
+        if kind == "application/problem+json"
+    ]
+    assert len(answers) > 50
+    assert all(schema == {"$ref": "#/components/schemas/Problem"} for schema in answers)
+
+
 def test_every_reference_leads_somewhere() -> None:
     found = document()
     for name in re.findall(r"'#/components/schemas/([^']+)'", str(found)):

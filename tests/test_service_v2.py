@@ -132,6 +132,20 @@ IMAGE_INPUT = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [base
 PIXELS_INPUT = {"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 2, 3], "data": [1, 2, 3, 4, 5, 6]}
 
 
+def test_null_counts_as_absent(client: TestClient) -> None:
+    tensor = {"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [1, 2, 3]}
+    plain = client.post(INFER, json={"inputs": [tensor]})
+    nulls = {
+        "id": None,
+        "parameters": None,
+        "inputs": [tensor | {"parameters": {"binary_data_size": None}}],
+        "outputs": [{"name": "probabilities", "parameters": None}],
+    }
+    assert plain.status_code == 200
+    for request in (nulls, nulls | {"outputs": None, "parameters": {"binary_data_output": None}}):
+        assert client.post(INFER, json=request).json() == plain.json()
+
+
 @pytest.mark.parametrize(
     ("request_json", "status", "kind", "message"),
     [
