@@ -5,11 +5,12 @@
     uv run python .ci/pins.py --check     change nothing; exit with 1 if a pin is missing, left over or wrong
 
 A `uv.lock` would pin as well, but it names the registry of whoever wrote it. So the versions stand in
-pyproject.toml as constraints, which `uv run` obeys, and with hashes in service/requirements*.txt, which
-the serving images install.
+pyproject.toml as constraints, which `uv run` obeys, and with hashes in the requirements that the images install.
+Beside the requirements of the serving images lie their bills of materials in CycloneDX's form.
 """
 
 import argparse
+import json
 import re
 import subprocess
 import sys
@@ -21,12 +22,19 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parents[1]
 PYPROJECT = FOLDER / "pyproject.toml"
-REQUIREMENTS = {  # of the serving images, with the extras that each has
+REQUIREMENTS = {  # of the images, with the extras that each has
     FOLDER / "service" / "requirements.txt": ["postgres", "s3"],
     FOLDER / "service" / "requirements-gpu.txt": ["postgres", "s3", "gpu"],
+    FOLDER / "deploy" / "requirements-worker.txt": ["evolve", "postgres", "ray", "s3"],
 }
+BILLS = {  # of materials, of the serving images
+    FOLDER / "service" / "sbom.cdx.json": FOLDER / "service" / "requirements.txt",
+    FOLDER / "service" / "sbom-gpu.cdx.json": FOLDER / "service" / "requirements-gpu.txt",
+}
+EMPTY_BILL = '{"components": []}'
 COMMAND = "uv run python .ci/pins.py"
 EXPORT = ["uv", "export", "--quiet", "--frozen", "--no-emit-project", "--no-header", "--no-annotate"]
+BILL = ["uv", "export", "--quiet", "--frozen", "--no-emit-project", "--format", "cyclonedx1.5"]
 COMPILE = ["uv", "pip", "compile", "--quiet", "--universal", "--no-header", "--no-annotate"]
 
 
@@ -36,6 +44,7 @@ class Pins:
 
     pyproject: str
     requirements: dict[Path, str]
+    bills: dict[Path, str]
 
 
 def pinned(pyproject: str) -> Pins:
@@ -49,15 +58,36 @@ def pinned(pyproject: str) -> Pins:
         (folder / "build.txt").write_text("\n".join(tables["tool"]["uv"]["build-constraint-dependencies"]))
         _run(folder, ["uv", "lock", "--quiet"])
         packages = _run(folder, [*EXPORT, "--all-extras", "--all-groups", "--no-hashes"])
-        serving = {
-            path: _run(folder, [*EXPORT, "--no-dev", *(f"--extra={extra}" for extra in extras)])
-            for path, extras in REQUIREMENTS.items()
-        }
+        serving = {path: _run(folder, [*EXPORT, "--no-dev", *_extras(path)]) for path in REQUIREMENTS}
+        bills = {path: _run(folder, [*BILL, "--no-dev", *_extras(listed)]) for path, listed in BILLS.items()}
         tools = _run(folder, [*COMPILE, "build.in", "--constraints", "build.txt"])
     text = with_list(pyproject, "constraint-dependencies", as_constraints(packages))
     text = with_list(text, "build-constraint-dependencies", as_constraints(tools))
-    head = f"# The serving image's packages. Written by: {COMMAND}\n"
-    return Pins(text, {path: head + lines for path, lines in serving.items()})
+    head = f"# An image's packages. Written by: {COMMAND}\n"
+    return Pins(
+        text,
+        {path: head + lines for path, lines in serving.items()},
+        {path: without_places(bill) for path, bill in bills.items()},
+    )
+
+
+def _extras(path: Path) -> list[str]:
+    return [f"--extra={extra}" for extra in REQUIREMENTS[path]]
+
+
+def without_places(bill: str) -> str:
+    """Return a bill of materials without where its packages were found, when, and by a number of its own."""
+    found = json.loads(bill)
+    found.pop("serialNumber", None)
+    found["metadata"].pop("timestamp", None)
+    for component in found["components"]:
+        component.pop("externalReferences", None)
+    return json.dumps(found, indent=1) + "\n"
+
+
+def packages(bill: str) -> list[str]:
+    """Return what a bill of materials lists: the tool that wrote it may be another."""
+    return sorted(component["purl"] for component in json.loads(bill)["components"] if "purl" in component)
 
 
 def as_constraints(requirements: str) -> list[str]:
@@ -86,6 +116,10 @@ def _run(folder: Path, command: list[str]) -> str:
     return subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     mode = parser.add_mutually_exclusive_group()
@@ -96,11 +130,12 @@ def main() -> None:
     pins = pinned(without_pins(before) if arguments.upgrade else before)
     if not arguments.check:
         PYPROJECT.write_text(pins.pyproject)
-        for path, lines in pins.requirements.items():
+        for path, lines in (pins.requirements | pins.bills).items():
             path.write_text(lines)
-    elif pins.pyproject != before or any(
-        versions(lines) != versions(path.read_text() if path.exists() else "")
-        for path, lines in pins.requirements.items()
+    elif (
+        pins.pyproject != before
+        or any(versions(lines) != versions(_text(path)) for path, lines in pins.requirements.items())
+        or any(packages(bill) != packages(_text(path) or EMPTY_BILL) for path, bill in pins.bills.items())
     ):
         sys.exit(f"the pins do not fit the dependencies of pyproject.toml: run '{COMMAND}' and commit the change")
 

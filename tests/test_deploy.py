@@ -15,6 +15,7 @@ from service.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[1]
 COMPOSE = yaml.safe_load((ROOT / "deploy" / "online.compose.yaml").read_text())
+WORKER_REQUIREMENTS = ROOT / "deploy" / "requirements-worker.txt"
 OBJECTS: dict[str, dict[str, Any]] = {
     found["kind"]: found for found in yaml.safe_load_all((ROOT / "deploy" / "kubernetes.yaml").read_text())
 }
@@ -65,8 +66,18 @@ def test_the_workers_command_lines_are_understood() -> None:
     assert (found["store"], found["executor"], found["ray_address"]) == ("s3://bucket/store", "ray", "auto")
     text = (ROOT / "deploy" / "worker.Dockerfile").read_text()
     assert 'CMD ["worker", "/store"]' in text
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert set(re.findall(r"--extra (\w+)", text)) <= extras.keys()
+    assert f"COPY deploy/{WORKER_REQUIREMENTS.name} " in text
+
+
+def test_the_workers_image_installs_nothing_without_a_hash() -> None:
+    text = (ROOT / "deploy" / "worker.Dockerfile").read_text()
+    (installation,) = re.findall(r"uv pip install.*", text)
+    assert "--require-hashes --only-binary :all:" in installation
+    lines = WORKER_REQUIREMENTS.read_text()
+    assert "://" not in lines
+    pinned = re.findall(r"^([\w.-]+)==[^\n]*\\\n    --hash=sha256:[0-9a-f]{64}", lines, re.MULTILINE)
+    assert len(pinned) == len(re.findall(r"^[^#\s][^\n]*==", lines, re.MULTILINE))
+    assert {"torch", "timm", "ray", "psycopg", "s3fs", "bentoml"} <= set(pinned)
 
 
 def test_ray_is_the_version_that_is_pinned() -> None:

@@ -49,6 +49,18 @@ def test_the_gpu_image_differs_in_its_packages_and_its_device_alone() -> None:
     }
 
 
+@pytest.mark.parametrize("suffix", ["", "-gpu"])
+def test_the_bill_of_materials_lists_what_the_image_installs(suffix: str) -> None:
+    text = (ROOT / "service" / f"sbom{suffix}.cdx.json").read_text()
+    assert "://" not in text
+    bill = json.loads(text)
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.5")
+    listed = {component["purl"] for component in bill["components"] if "purl" in component}
+    requirements = (ROOT / "service" / f"requirements{suffix}.txt").read_text()
+    pinned = re.findall(r"^([\w.-]+)==([^\s;]+)", requirements, re.MULTILINE)
+    assert {f"pkg:pypi/{name}@{version}" for name, version in pinned} == listed
+
+
 def test_the_gpu_packages_have_what_onnx_runtime_needs_of_cuda() -> None:
     """torch brings most of it and hides what is missing, cuRAND say: a serving install has these packages alone."""
     provider = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
