@@ -37,7 +37,9 @@
     ├── KeyNeeded             the server has API keys, and the request brings none that is in use
     ├── KeyLacksScope         the request's key is for other tasks or other things
     ├── Overloaded            the queue is full, or a deadline passed while waiting in it
-    │   └── RateLimited         a key has made as many requests as it may
+    │   ├── RateLimited         a key has made as many requests as it may
+    │   ├── BodiesFull          no room for a request's body; the connection closes with the answer
+    │   └── QuotaExceeded       a key has as many unfinished jobs, or as much of something, as it may
     ├── PortInUse
     └── ClientError           what service/client.py tells its users
         ├── RequestRefused      the server's refusal, in its words
@@ -215,6 +217,14 @@ class Overloaded(Mu2NetError):
 
 
 class RateLimited(Overloaded):
+    pass
+
+
+class BodiesFull(Overloaded):
+    pass
+
+
+class QuotaExceeded(Overloaded):
     pass
 
 

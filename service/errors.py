@@ -64,7 +64,7 @@ def problem_of(error: errors.Mu2NetError) -> JSONResponse:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     if isinstance(error, errors.NotReady):
         headers["retry-after"] = str(NOT_READY_RETRY_S)
-    if isinstance(error, errors.UploadTooSlow | errors.RequestTooLarge):
+    if isinstance(error, errors.UploadTooSlow | errors.RequestTooLarge | errors.BodiesFull):
         headers["connection"] = "close"  # else the server would go on reading what it does not want
     if isinstance(error, errors.KeyNeeded):
         headers["www-authenticate"] = "Bearer"

@@ -71,6 +71,7 @@ _JOB = {
     "seconds": 61.5,
     "seconds_left": 238.5,
     "created": "2026-01-31T12:00:00+00:00",
+    "key": "3f2a91c0",
     "error": None,
 }
 _POINTER = {"active": 3, "held": True, "pending": [5], "serving": 4}

@@ -19,7 +19,7 @@ from service.release import LoadedRelease
 from service.schemas import Classification, ManyClassifications, Pointer, ReleaseDiff, ReleaseList, TaskDetail, TaskList
 from service.server import Server
 from service.settings import metrics_folder
-from service.upload import IMAGE_FIELD, TASKS_FIELD, Upload, in_time, read_upload
+from service.upload import IMAGE_FIELD, TASKS_FIELD, Upload, read_upload
 
 # Tells OpenAPI alone: `allow` reads the header and decides.
 KEY = HTTPBearer(auto_error=False, description="an API key, needed where the server has any: 'mu2net keys create'")
@@ -122,8 +122,7 @@ def _add_classify(app: FastAPI) -> None:
 
 async def _upload(request: Request) -> Upload:
     limits = server_of(request).settings
-    async with in_time(limits.upload_timeout_s):
-        return await read_upload(request, max_bytes=limits.max_request_bytes, max_images=limits.max_request_images)
+    return await read_upload(request, max_bytes=limits.max_request_bytes, max_images=limits.max_request_images)
 
 
 def _names(texts: Sequence[str], caller: Caller, release: LoadedRelease) -> list[str]:

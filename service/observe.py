@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from models.errors import Overloaded
 from service import errors, traces
 from service.access import server_of
+from service.visit import Visit
 
 REQUEST_ID_HEADER = b"x-request-id"
 REQUEST_ID = re.compile(rb"[\w.:-]{1,128}")  # of a client or a proxy, to be kept; others are replaced
@@ -22,12 +23,12 @@ class Observed:
     """ASGI middleware: gives a request an id, counts and logs its end, and answers what nobody foresaw.
 
     What a handler knows of a request it writes on `request.state`: `tasks`, the metrics' labels of the tasks
-    that it asks about, and `release`, the number of the one that answers.
+    that it asks about, and `release`, the number of the one that answers. What the request holds of the server's
+    room stands there as `visit`, and is given back at its end.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -45,17 +46,17 @@ class Observed:
                 message["headers"] = [*message["headers"], (REQUEST_ID_HEADER, request_id)]
             await send(message)
 
-        self._running += 1
+        visit = Visit(server_of(Request(scope)), scope, receive)
+        scope["state"]["visit"] = visit
         try:
-            limit = server_of(Request(scope)).settings.max_requests
-            await (_too_many(limit) if self._running > limit else self._app)(scope, receive, send_with_id)
+            await (self._app if (full := _full(visit)) is None else full)(scope, visit.receive, send_with_id)
         except Exception:
             log.exception("request failed unexpectedly", extra=_about(scope))
             if status:
                 raise  # too late for another answer: the connection must break
             await errors.unexpected()(scope, receive, send_with_id)
         finally:
-            self._running -= 1
+            visit.end()
             _tell(scope, status or errors.CLIENT_GONE, time.monotonic() - started)
 
 
@@ -64,10 +65,13 @@ def _request_id(scope: Scope) -> bytes:
     return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
 
 
-def _too_many(limit: int) -> ASGIApp:
-    return errors.problem_of(
-        Overloaded(f"{limit} requests are under way, as many as may be; try again after the time in Retry-After")
-    )
+def _full(visit: Visit) -> ASGIApp | None:
+    """Return the refusal of a request for which there is no place, None if it has one from here on."""
+    try:
+        visit.begin()
+    except Overloaded as error:
+        return errors.problem_of(error)
+    return None
 
 
 def _about(scope: Scope) -> dict[str, object]:

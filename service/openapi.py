@@ -8,7 +8,7 @@ from pydantic.json_schema import models_json_schema
 
 from service import errors
 from service.examples import add_examples
-from service.schemas import Problem, Readiness
+from service.schemas import IndexRequest, Problem, Readiness
 from service.tensors import JSON_LENGTH_HEADER, InferenceRequest
 
 REF = "#/components/schemas/{model}"
@@ -44,10 +44,15 @@ def inference_body() -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}, "parameters": [length]}
 
 
+def index_body() -> dict[str, Any]:
+    """Return for OpenAPI what the Open Inference Protocol's index of models takes."""
+    return {"requestBody": {"required": False, "content": {"application/json": {"schema": _ref("IndexRequest")}}}}
+
+
 def _document(app: FastAPI) -> dict[str, Any]:
     found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     _, models = models_json_schema(
-        [(InferenceRequest, "validation"), (Readiness, "serialization"), (Problem, "serialization")], ref_template=REF
+        [(InferenceRequest, "validation"), (IndexRequest, "validation"), (Readiness, "serialization"), (Problem, "serialization")], ref_template=REF
     )
     schemas = found.setdefault("components", {}).setdefault("schemas", {})
     for name, schema in models["$defs"].items():

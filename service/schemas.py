@@ -197,6 +197,12 @@ class ReleaseList(BaseModel):
     releases: list[ReleaseSummary] = Field(description="the newest of the store, newest first")
 
 
+class IndexRequest(BaseModel):
+    """What the Open Inference Protocol asks of the index of models."""
+
+    ready: bool = Field(default=False, description="list only models that are ready, which all are")
+
+
 class JobView(BaseModel):
     """A job: a task that is added or evolved further."""
 
@@ -213,6 +219,7 @@ class JobView(BaseModel):
     seconds: float = Field(description="since a worker first took the job up")
     seconds_left: float | None = Field(description="an estimate; null where there is none")
     created: str
+    key: str | None = Field(description="id of the API key that asked for it; null without, and for who adds no tasks")
     error: str | None = Field(description="why the job failed, and what to do")
 
 

@@ -12,6 +12,7 @@ from service import engine
 from service.batcher import Batcher
 from service.keys import KeyRing
 from service.metrics import Metrics
+from service.places import Places, places_of
 from service.predictor import Predictor
 from service.prepared import prepared_graphs
 from service.rate_limit import RateLimit
@@ -37,6 +38,7 @@ class Server:
     watcher: Watcher
     keys: KeyRing
     rate_limit: RateLimit
+    places: Places
 
     def store(self) -> Store:
         """Open the store; StoreNotFound or StoreUnreachable if it has gone."""
@@ -97,4 +99,6 @@ def build_server(settings: Settings, metrics: Metrics, tracer: Tracer | None = N
     )
     keys = KeyRing(lambda: open_files(settings.store, settings.cache)[0], poll_interval_s=settings.poll_interval_s)
     rate_limit = RateLimit(settings.key_rate)
-    return Server(settings, runtime, metrics, batcher, residents, predictor, watcher, keys, rate_limit)
+    return Server(
+        settings, runtime, metrics, batcher, residents, predictor, watcher, keys, rate_limit, places_of(settings)
+    )

@@ -13,9 +13,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.errors import InvalidConfig
 from models.preprocess import ImageLimits
+from service.addresses import parse_networks
 from service.rate_limit import RATE
 
 PREFIX = "MU2NET_"
+SHARE_OF_ONE = 0.8  # that one client may hold alone, see service/places.py
 
 
 class Settings(BaseSettings):
@@ -31,7 +33,22 @@ class Settings(BaseSettings):
     poll_interval_s: float = Field(1.0, ge=0.05, le=3600, description="seconds between looks for a new release")
     timeout_s: float = Field(30.0, gt=0, le=3600, description="seconds after which a waiting request is given up")
     upload_timeout_s: float = Field(60.0, gt=0, le=3600, description="seconds that a classify request's body may take")
+    min_body_bytes_per_s: int = Field(16 * 2**10, ge=1, description="least mean rate of a body, uploads of tasks too")
+    body_grace_s: float = Field(5.0, gt=0, le=3600, description="seconds of a body before its rate is judged")
     max_requests: int = Field(256, ge=1, description="requests under way at once; the others are told to try again")
+    max_bodies: int = Field(1024, ge=1, description="request bodies being received at once, beside max_requests")
+    max_body_bytes_under_way: int = Field(
+        128 * 2**20, ge=1, description="bytes of request bodies in memory, of all requests under way"
+    )
+    max_streams: int = Field(256, ge=1, description="event streams open at once")
+    max_uploads: int = Field(32, ge=1, description="uploads of labelled images under way at once")
+    max_upload_bytes_under_way: int = Field(
+        8 * 2**30, ge=1, description="bytes of uploads on this machine's disk, until their jobs are queued"
+    )
+    max_inspections: int = Field(2, ge=1, description="uploads looked at side by side, each in a process of its own")
+    trusted_proxies: str = Field(
+        "", description="addresses or CIDR ranges, separated by commas, whose requests have no limit by address"
+    )
     resident_releases: int = Field(2, ge=1, le=100, description="releases in memory: the live one and those before it")
     bind_address: str = Field("", description="IP address that the server binds, set by 'mu2net serve'")
     log_requests: bool = Field(False, description="log a line for each request; failures of the server always are")
@@ -51,6 +68,10 @@ class Settings(BaseSettings):
     queue: str | None = Field(
         None, description="SQLAlchemy URL of the jobs' database; default: a SQLite file in the store's folder"
     )
+    max_jobs_per_key: int = Field(100, ge=1, description="unfinished jobs of one key; jobs without a key count together")
+    max_budget_s: float = Field(86_400.0, gt=0, le=604_800, description="longest budget of one job")
+    max_budget_per_key_s: float = Field(172_800.0, gt=0, description="budgets of one key's unfinished jobs together")
+    max_bytes_per_key: int = Field(32 * 2**30, ge=1, description="kept uploads of one key's jobs together")
     max_queue_images: int = Field(1024, ge=1, description="images accepted and not yet answered, of all requests")
     max_batch_rows: int = Field(64, ge=1, description="pairs of image and task that run together")
     max_batch_s: float = Field(0.1, gt=0, le=60, description="seconds that a batch of several images may take")
@@ -71,9 +92,23 @@ def load_settings(store: str | None = None) -> Settings:
     if unknown:
         raise InvalidConfig(f"unknown setting {', '.join(unknown)}; known settings: {', '.join(sorted(known))}")
     try:
-        return Settings(**({} if store is None else {"store": store}))  # type: ignore[arg-type]
+        found = Settings(**({} if store is None else {"store": store}))  # type: ignore[arg-type]
     except ValidationError as error:
         raise InvalidConfig("; ".join(_problems(error))) from error
+    parse_networks(found.trusted_proxies)
+    _require_room_for_a_body(found)
+    return found
+
+
+def _require_room_for_a_body(settings: Settings) -> None:
+    """Refuse limits under which the largest body that is allowed could never be received."""
+    for one, all_of_them in (("max_request_bytes", "max_body_bytes_under_way"), ("max_upload_bytes", "max_upload_bytes_under_way")):
+        largest, total = getattr(settings, one), getattr(settings, all_of_them)
+        if largest > SHARE_OF_ONE * total:
+            raise InvalidConfig(
+                f"setting {PREFIX}{all_of_them.upper()} = {total} leaves one client {SHARE_OF_ONE:.0%} of it, too little "
+                f"for a body of {PREFIX}{one.upper()} = {largest} bytes: raise the first or lower the second"
+            )
 
 
 def _problems(error: ValidationError) -> list[str]:

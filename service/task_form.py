@@ -85,6 +85,7 @@ async def task_form(request: Request, allowed: tuple[str, ...], *, max_bytes: in
 
     Raises:
         UnsupportedMedia: the body is no form.
+        BodiesFull: as many uploads are under way as may be.
         RequestTooLarge: it has more bytes than allowed.
         InvalidInput: the form is broken, or has a field that has no meaning here.
     """
@@ -92,6 +93,8 @@ async def task_form(request: Request, allowed: tuple[str, ...], *, max_bytes: in
     if media_type and media_type not in FORM_TYPES:
         raise UnsupportedMedia(f"content type {media_type[:80]!r} is not supported: send a form, multipart/form-data")
     check_length(request, max_bytes)
+    if DATA in allowed:
+        request.state.visit.begin_upload()
     limited = Request(request.scope, counted(request, max_bytes))
     try:
         form = await limited.form(max_files=1, max_fields=len(allowed))
@@ -121,6 +124,7 @@ async def _checked(form: FormData, allowed: tuple[str, ...], folder: Path) -> Ta
             path = folder / "data.zip"
             filename = repr((value.filename or "data")[:80])
             await asyncio.to_thread(_save, value, path)
+            await value.close()  # what was received goes before anybody copies the file once more
         else:
             fields[field] = value
     return TaskForm(fields, path, filename)

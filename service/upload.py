@@ -1,16 +1,15 @@
 """Images out of a request's body, raw or multipart, never holding more of it than is allowed."""
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.types import Message, Receive
 
-from models.errors import InvalidImage, InvalidInput, RequestTooLarge, UnsupportedMedia, UploadTooSlow
+from models.errors import InvalidImage, InvalidInput, RequestTooLarge, UnsupportedMedia
 
 IMAGE_FIELD, TASKS_FIELD = "image", "tasks"
 HOW_TO_SEND = f"send the image as the body with content type image/..., or as multipart field {IMAGE_FIELD!r}"
@@ -55,23 +54,10 @@ async def read_body(request: Request, *, max_bytes: int) -> bytes:
     if encoding != "identity":  # a small body could become a huge one
         raise UnsupportedMedia(f"content encoding {encoding[:80]!r} is not supported: send the body as it is")
     check_length(request, max_bytes)
-    return b"".join([chunk async for chunk in Request(request.scope, counted(request, max_bytes)).stream()])
-
-
-@asynccontextmanager
-async def in_time(timeout_s: float) -> AsyncIterator[None]:
-    """Bound the time that reading a body may take.
-
-    Raises:
-        UploadTooSlow: it is over.
-    """
-    try:
-        async with asyncio.timeout(timeout_s):
-            yield
-    except TimeoutError:
-        raise UploadTooSlow(
-            f"the request body was not there after {timeout_s:g} s: send smaller or fewer images, or over a faster line"
-        ) from None
+    body = io.BytesIO()
+    async for chunk in Request(request.scope, counted(request, max_bytes)).stream():
+        body.write(chunk)
+    return body.getvalue()  # without a copy, which joining the chunks would be
 
 
 def check_length(request: Request, max_bytes: int) -> None:
@@ -105,12 +91,14 @@ def _too_large(count: int, max_bytes: int) -> RequestTooLarge:
 async def _read_multipart(request: Request, *, max_bytes: int, max_images: int) -> Upload:
     check_length(request, max_bytes)
     limited = Request(request.scope, counted(request, max_bytes))
+    parser = MultiPartParser(request.headers, limited.stream(), max_files=max_images + 1, max_fields=max_images)
+    parser.spool_max_size = max_bytes  # in memory, where bodies are counted: a container's /tmp is memory as well
     try:
-        form = await limited.form(max_files=max_images + 1, max_fields=max_images)
-    except HTTPException as error:  # Starlette's way of saying that the body is broken
-        if "Too many files" in str(error.detail):
+        form = await parser.parse()
+    except MultiPartException as error:
+        if "Too many files" in error.message:
             raise _too_many(f"more than {max_images}", max_images) from error
-        raise InvalidImage(f"the multipart body cannot be read ({error.detail}): {HOW_TO_SEND}") from error
+        raise InvalidImage(f"the multipart body cannot be read ({error.message}): {HOW_TO_SEND}") from error
     try:
         return await _read_form(form, max_images)
     finally:
@@ -127,6 +115,7 @@ async def _read_form(form: FormData, max_images: int) -> Upload:
     for field, value in form.multi_items():
         if field == IMAGE_FIELD and isinstance(value, UploadFile):
             images.append(await value.read())
+            await value.close()  # its buffer goes before the next image is copied out of its own
         elif field == TASKS_FIELD and isinstance(value, str):
             tasks.append(value)
         else:

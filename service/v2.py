@@ -10,19 +10,24 @@ from typing import Annotated
 
 import numpy as np
 from fastapi import FastAPI, Path, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from models.errors import InvalidInput
 from service import asking, errors, openapi, tensors, views
 from service.access import allow, server_of
 from service.release import LoadedRelease
+from service.schemas import IndexRequest
 from service.tensors import IMAGE, JSON_LENGTH_HEADER, PIXELS, PROBABILITIES
-from service.upload import in_time, read_body
+from service.upload import read_body
 
 PLATFORM = "mu2net_onnxruntime"
 EXTENSIONS = ("binary_tensor_data", "classification", "model_repository")
 MODEL, VERSION = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
 
 Version = Annotated[int, Path(ge=0, le=10**9, description="the number of a resident release")]
+
+
+INDEX_BYTES = 2**10  # of a request for the index
 
 
 class ServerMetadata(BaseModel):
@@ -56,10 +61,6 @@ class ModelMetadata(BaseModel):
     platform: str
     inputs: list[TensorMetadata] = Field(description="a request gives exactly one of them")
     outputs: list[TensorMetadata]
-
-
-class IndexRequest(BaseModel):
-    ready: bool = Field(default=False, description="list only models that are ready, which all are")
 
 
 class IndexEntry(BaseModel):
@@ -126,13 +127,27 @@ def _add_models(app: FastAPI) -> None:
         """Tell whether a model answers from a resident release."""
         return ModelReady(name=_metadata(request, model, version).name, ready=True)
 
-    @app.post("/v2/repository/index", responses=errors.responses(400, 401, 422, 429, 503))
-    async def repository_index(request: Request, _: IndexRequest | None = None) -> list[IndexEntry]:
+    @app.post(
+        "/v2/repository/index",
+        responses=errors.responses(400, 401, 408, 413, 415, 422, 429, 503),
+        openapi_extra=openapi.index_body(),
+    )
+    async def repository_index(request: Request) -> list[IndexEntry]:
         """List the models of the live release."""
         caller = allow(request, "read")
+        _require_index_request(await read_body(request, max_bytes=INDEX_BYTES))  # FastAPI would read without a limit
         release = server_of(request).predictor.loaded_release()
         version = str(release.number)
         return [IndexEntry(name=task, version=version, state="READY", reason="") for task in caller.visible(release)]
+
+
+def _require_index_request(body: bytes) -> None:
+    try:
+        if body.strip():
+            IndexRequest.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise InvalidInput(f"the index request is wrong: {first['msg']}; send {{\"ready\": true}}, or no body") from error
 
 
 def _metadata(request: Request, model: str, version: int | None) -> ModelMetadata:
@@ -170,10 +185,10 @@ async def _infer(request: Request, model: str, version: int | None) -> Response:
     caller, release = asking.begin(request, version)
     routes = asking.choose(request, caller, release, [model])
     settings = server_of(request).settings
-    async with in_time(settings.upload_timeout_s):
-        body = await read_body(request, max_bytes=settings.max_request_bytes)
+    body = await read_body(request, max_bytes=settings.max_request_bytes)
     read = partial(tensors.read_inference, max_images=settings.max_request_images)
     inference = await asyncio.to_thread(read, body, request.headers.get(JSON_LENGTH_HEADER))
+    del body  # its images have been copied out
     (answer,) = await asking.answer(request, inference.images, routes)
     found = np.stack([views.probabilities(logits) for logits in answer.logits])
     tensor, binary = tensors.write_outputs(found, answer.route.route.labels, inference)
