@@ -68,7 +68,9 @@ class Settings(BaseSettings):
     queue: str | None = Field(
         None, description="SQLAlchemy URL of the jobs' database; default: a SQLite file in the store's folder"
     )
-    max_jobs_per_key: int = Field(100, ge=1, description="unfinished jobs of one key; jobs without a key count together")
+    max_jobs_per_key: int = Field(
+        100, ge=1, description="unfinished jobs of one key; jobs without a key count together"
+    )
     max_budget_s: float = Field(86_400.0, gt=0, le=604_800, description="longest budget of one job")
     max_budget_per_key_s: float = Field(172_800.0, gt=0, description="budgets of one key's unfinished jobs together")
     max_bytes_per_key: int = Field(32 * 2**30, ge=1, description="kept uploads of one key's jobs together")
@@ -102,7 +104,10 @@ def load_settings(store: str | None = None) -> Settings:
 
 def _require_room_for_a_body(settings: Settings) -> None:
     """Refuse limits under which the largest body that is allowed could never be received."""
-    for one, all_of_them in (("max_request_bytes", "max_body_bytes_under_way"), ("max_upload_bytes", "max_upload_bytes_under_way")):
+    for one, all_of_them in (
+        ("max_request_bytes", "max_body_bytes_under_way"),
+        ("max_upload_bytes", "max_upload_bytes_under_way"),
+    ):
         largest, total = getattr(settings, one), getattr(settings, all_of_them)
         if largest > SHARE_OF_ONE * total:
             raise InvalidConfig(

@@ -11,12 +11,14 @@ from pathlib import Path
 from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 
 from models.budget import parse_budget
 from models.errors import InvalidInput, InvalidRoute, UnsupportedMedia
 from models.names import TaskName, parse_task_name
 from models.release import require_task
 from models.route import Route
+from service.multipart import FormParser
 from service.upload import check_length, counted
 
 NAME, DATA, BUDGET, PRIVATE, PARENTS = "name", "data", "budget", "private", "parents"
@@ -97,11 +99,13 @@ async def task_form(request: Request, allowed: tuple[str, ...], *, max_bytes: in
         request.state.visit.begin_upload()
     limited = Request(request.scope, counted(request, max_bytes))
     try:
-        form = await limited.form(max_files=1, max_fields=len(allowed))
-    except HTTPException as error:  # Starlette's way of saying that the body is broken
-        raise InvalidInput(
-            f"the form cannot be read ({error.detail}): it may have {', '.join(allowed)}, each once"
-        ) from error
+        if media_type == "multipart/form-data":
+            form = await FormParser(limited, file_field=DATA, max_files=1, max_fields=len(allowed)).parse()
+        else:
+            form = await limited.form(max_fields=len(allowed))
+    except (HTTPException, MultiPartException) as error:  # Starlette's ways of saying that the body is broken
+        told = error.detail if isinstance(error, HTTPException) else error.message
+        raise InvalidInput(f"the form cannot be read ({told}): it may have {', '.join(allowed)}, each once") from error
     with tempfile.TemporaryDirectory(prefix="mu2net-upload-") as folder:
         try:
             yield await _checked(form, allowed, Path(folder))

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.formparsers import MultiPartException
 from starlette.types import Message, Receive
 
 from models.errors import InvalidImage, InvalidInput, RequestTooLarge, UnsupportedMedia
+from service.multipart import FormParser
 
 IMAGE_FIELD, TASKS_FIELD = "image", "tasks"
 HOW_TO_SEND = f"send the image as the body with content type image/..., or as multipart field {IMAGE_FIELD!r}"
@@ -91,8 +92,13 @@ def _too_large(count: int, max_bytes: int) -> RequestTooLarge:
 async def _read_multipart(request: Request, *, max_bytes: int, max_images: int) -> Upload:
     check_length(request, max_bytes)
     limited = Request(request.scope, counted(request, max_bytes))
-    parser = MultiPartParser(request.headers, limited.stream(), max_files=max_images + 1, max_fields=max_images)
-    parser.spool_max_size = max_bytes  # in memory, where bodies are counted: a container's /tmp is memory as well
+    parser = FormParser(
+        limited,
+        file_field=IMAGE_FIELD,
+        max_files=max_images + 1,
+        max_fields=max_images,
+        max_bytes_in_memory=max_bytes,  # where bodies are counted: a container's /tmp is memory as well
+    )
     try:
         form = await parser.parse()
     except MultiPartException as error:

@@ -355,7 +355,20 @@ def test_multipart_without_an_image_is_refused(client: TestClient) -> None:
     empty = send(client, PATH, b"--x--\r\n", boundary)
     assert problem(empty, 400, "invalid-image") == f"the multipart body has no image: {HOW}"
     text = send(client, PATH, b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\nabc\r\n--x--\r\n', boundary)
-    assert problem(text, 422, "invalid-input").startswith("multipart field 'image' holding text has no meaning here")
+    assert problem(text, 400, "invalid-image").startswith("the 3 bytes are not a readable image")
+
+
+@pytest.mark.parametrize(
+    "disposition", ["", '; filename=""', "; filename*=UTF-8''a.png"], ids=["none", "empty", "star"]
+)
+@pytest.mark.parametrize("kind", ["", "Content-Type: image/png\r\n", "Content-Type: text/plain\r\n"])
+@pytest.mark.parametrize("size", [24, 900], ids=["small", "larger than a text may be"])
+def test_an_image_part_needs_no_file_name(tmp_path: Path, store: Store, disposition: str, kind: str, size: int) -> None:
+    image = picture(size=size)
+    head = f'--x\r\nContent-Disposition: form-data; name="image"{disposition}\r\n{kind}\r\n'.encode()
+    with served(store.folder) as (client, _):
+        found = send(client, f"{PATH}?logits=1", head + image + b"\r\n--x--\r\n", "multipart/form-data; boundary=x")
+        assert found.json() == send(client, f"{PATH}?logits=1", image).json()
 
 
 @pytest.mark.parametrize(
