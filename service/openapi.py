@@ -52,7 +52,13 @@ def index_body() -> dict[str, Any]:
 def _document(app: FastAPI) -> dict[str, Any]:
     found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     _, models = models_json_schema(
-        [(InferenceRequest, "validation"), (IndexRequest, "validation"), (Readiness, "serialization"), (Problem, "serialization")], ref_template=REF
+        [
+            (InferenceRequest, "validation"),
+            (IndexRequest, "validation"),
+            (Readiness, "serialization"),
+            (Problem, "serialization"),
+        ],
+        ref_template=REF,
     )
     schemas = found.setdefault("components", {}).setdefault("schemas", {})
     for name, schema in models["$defs"].items():
