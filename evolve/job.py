@@ -7,12 +7,12 @@ from evolve.config import EvolveConfig, load_config
 from evolve.loop import evolve_task
 from evolve.run import Executor, Progress
 from evolve.task import Task, load_task
+from models.budget import DEFAULT_BUDGET
 from models.jobs import Claim, Job, JobProgress, JobQueue
 from models.store import Store
 from models.uploads import Uploads
 
 PRESET = "online"
-DEFAULT_BUDGET = "5m"
 READING, LOOKING, TRAINING = "reading the images", "looking at the images", "training"
 
 

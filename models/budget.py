@@ -6,6 +6,7 @@ from models.errors import InvalidConfig
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
 MAX_BUDGET_S = 7 * 24 * 3600
+DEFAULT_BUDGET = "5m"
 
 
 def parse_budget(text: str) -> float:

@@ -20,7 +20,8 @@ import sqlalchemy as sql
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
 from sqlalchemy.ext.compiler import compiles
 
-from models.errors import InvalidConfig, LeaseLost, QueueUnreachable, TaskBusy, UnknownJob
+from models.budget import DEFAULT_BUDGET, parse_budget
+from models.errors import InvalidConfig, LeaseLost, QueueUnreachable, QuotaExceeded, TaskBusy, UnknownJob
 from models.names import TaskName
 from models.store import Store
 
@@ -34,6 +35,7 @@ CLOCK_SLACK_S = 1.0
 # A job whose workers die this often in a row without one more candidate is given up: it may be what kills them.
 MAX_FRUITLESS_STARTS = 10
 BUSY_TIMEOUT_S = 30.0  # that SQLite waits for another writer
+QUOTA_RETRY_S = 300.0  # jobs take minutes: a client that is refused need not ask every second
 WAITING, FINISHED = "waiting for a worker", "finished"
 
 
@@ -47,6 +49,15 @@ class JobRequest:
     budget: str | None = None  # see `models.budget`
     private: bool = False
     parents: tuple[TaskName, ...] = ()  # tasks whose routes are tried first
+    key: str | None = None  # id of the API key that asks; all without one count as one client
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What the unfinished jobs of one key may take together; see `JobQueue.submit`."""
+
+    jobs: int
+    budget_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,15 +147,12 @@ JOBS = sql.Table(
     sql.Column("is_cancelling", sql.Boolean, nullable=False),
     sql.Column("lease", sql.String(64)),
     sql.Column("leased_until", sql.Float),
+    # What came after the first version: nullable, so that a queue of that version gets them added.
+    sql.Column("key", sql.String(32)),
+    sql.Column("served", sql.Float),  # when a worker took the job up last
 )
+ADDED_COLUMNS = (JOBS.c.key, JOBS.c.served)
 UNFINISHED = JOBS.c.state.in_(("queued", "running"))
-IS_FREE = sql.or_(  # nobody works on it
-    JOBS.c.state == "queued",
-    sql.and_(
-        JOBS.c.state == "running",
-        sql.or_(JOBS.c.leased_until < NOW, JOBS.c.leased_until > NOW + LEASE_S + CLOCK_SLACK_S),
-    ),
-)
 # The database itself refuses a second unfinished job of a task, whoever asks at the same moment.
 sql.Index(
     "one_unfinished_job_a_task",
@@ -195,11 +203,12 @@ class JobQueue:
         """Where the jobs are, for people: without the password."""
         return self._url.render_as_string(hide_password=True)
 
-    def submit(self, request: JobRequest) -> Job:
+    def submit(self, request: JobRequest, quota: Quota | None = None) -> Job:
         """Add a job.
 
         Raises:
             TaskBusy: the task has one that is not over.
+            QuotaExceeded: with this one, the jobs of the request's key would exceed `quota`.
         """
         job = secrets.token_hex(8)
         values = {
@@ -218,13 +227,25 @@ class JobQueue:
             "fruitless_starts": 0,
             "is_cancelling": False,
             "created": NOW,
+            "key": request.key,
         }
         try:
             with self._writing() as connection:
+                if quota is not None and connection.dialect.name == "postgresql":
+                    # two requests of one key at the same moment would not see one another's job
+                    connection.execute(sql.select(sql.func.pg_advisory_xact_lock(sql.func.hashtext(request.key or ""))))
                 connection.execute(sql.insert(JOBS).values(values))
+                if quota is not None:
+                    _require_quota(list(connection.execute(_budgets(request.key)).scalars()), quota)
         except IntegrityError as error:
             raise TaskBusy(self._busy(request.task)) from error
         return self.job(job)
+
+    def require_quota(self, request: JobRequest, quota: Quota) -> None:
+        """Raise QuotaExceeded if `submit` would: asked before a large upload is read or looked at."""
+        with self._connected() as connection:
+            budgets = list(connection.execute(_budgets(request.key)).scalars())
+        _require_quota([*budgets, request.budget], quota)
 
     def require_idle(self, task: TaskName) -> None:
         """Raise TaskBusy if the task has a job that is not over."""
@@ -251,6 +272,17 @@ class JobQueue:
         query = sql.select(JOBS, NOW.label("now")).where(UNFINISHED).order_by(JOBS.c.number)
         return self._select(query if task is None else query.where(JOBS.c.task == task))
 
+    def recent(self, ended_within_s: float) -> list[Job]:
+        """Return the jobs that are not over or ended lately, the oldest first."""
+        query = sql.select(JOBS, NOW.label("now")).where(sql.or_(UNFINISHED, JOBS.c.ended > NOW - ended_within_s))
+        return self._select(query.order_by(JOBS.c.number))
+
+    def uploads_of(self, key: str | None) -> set[tuple[TaskName, str]]:
+        """Return the tasks and digests of all that jobs of a key brought, kept or not."""
+        with self._connected() as connection:
+            rows = connection.execute(sql.select(JOBS.c.task, JOBS.c.upload).where(_is_of(JOBS, key)).distinct()).all()
+        return {(TaskName(row.task), row.upload) for row in rows}
+
     def cancel(self, job: str) -> Job:
         """Have a job stopped: at once if nobody works on it, else within seconds by its worker.
 
@@ -258,7 +290,7 @@ class JobQueue:
         """
         ended = {"state": "cancelled", "phase": FINISHED, "ended": NOW, "seconds_left": None, "lease": None}
         with self._writing() as connection:
-            connection.execute(sql.update(JOBS).where(JOBS.c.id == job, IS_FREE).values(ended))
+            connection.execute(sql.update(JOBS).where(JOBS.c.id == job, _is_free(JOBS)).values(ended))
             asked = sql.update(JOBS).where(JOBS.c.id == job, JOBS.c.state == "running")
             connection.execute(asked.values(is_cancelling=True))
         return self.job(job)
@@ -266,18 +298,21 @@ class JobQueue:
     # what a worker does
 
     def claim(self) -> Claim | None:
-        """Take the oldest job that nobody holds, None if there is none. Its lease must be renewed from now on."""
+        """Take a job that nobody holds, None if there is none. Its lease must be renewed from now on.
+
+        Keys take turns: it is the oldest job of the key that a worker served least lately.
+        """
         lease = secrets.token_hex(16)
-        oldest = sql.select(JOBS.c.number).where(IS_FREE).order_by(JOBS.c.number).limit(1).scalar_subquery()
         take = (
             # asked again of the row itself: another worker may have been faster
             sql.update(JOBS)
-            .where(JOBS.c.number == oldest, IS_FREE)
+            .where(JOBS.c.number == _next_in_turn(), _is_free(JOBS))
             .values(
                 state="running",
                 lease=lease,
                 leased_until=NOW + LEASE_S,
                 started=sql.func.coalesce(JOBS.c.started, NOW),
+                served=NOW,
                 starts=JOBS.c.starts + 1,
                 fruitless_starts=JOBS.c.fruitless_starts + 1,
             )
@@ -364,6 +399,7 @@ class JobQueue:
         if is_sqlite:
             sql.event.listen(engine, "connect", _prepare_sqlite)
         METADATA.create_all(engine)
+        _add_missing_columns(engine)
         return engine
 
     @contextmanager
@@ -391,6 +427,70 @@ class JobQueue:
     def _select(self, query: "sql.Select[Any]") -> list[Job]:
         with self._connected() as connection:
             return [_job(row) for row in connection.execute(query).all()]
+
+
+def _is_free(jobs: sql.FromClause) -> "sql.ColumnElement[bool]":
+    """Whether nobody works on a job: it was never taken up, was given back, or its worker is dead."""
+    is_void = sql.or_(jobs.c.leased_until < NOW, jobs.c.leased_until > NOW + LEASE_S + CLOCK_SLACK_S)
+    return sql.or_(jobs.c.state == "queued", sql.and_(jobs.c.state == "running", is_void))
+
+
+def _is_of(jobs: sql.FromClause, key: str | None) -> "sql.ColumnElement[bool]":
+    return sql.func.coalesce(jobs.c.key, "") == (key or "")
+
+
+def _next_in_turn() -> "sql.ScalarSelect[Any]":
+    """Select the number of the job that is next: of the key served least lately, the oldest."""
+    free, served = JOBS.alias("free"), JOBS.alias("served_jobs")
+    owner = sql.func.coalesce(served.c.key, "").label("owner")
+    turns = sql.select(owner, sql.func.max(served.c.served).label("last")).group_by(owner).subquery("turns")
+    return (
+        sql.select(free.c.number)
+        .join_from(free, turns, sql.func.coalesce(free.c.key, "") == turns.c.owner)
+        .where(_is_free(free))
+        .order_by(sql.func.coalesce(turns.c.last, 0.0), free.c.number)
+        .limit(1)
+        .scalar_subquery()
+    )
+
+
+def _budgets(key: str | None) -> "sql.Select[Any]":
+    return sql.select(JOBS.c.budget).where(UNFINISHED, _is_of(JOBS, key))
+
+
+def _require_quota(budgets: Sequence[str | None], quota: Quota) -> None:
+    """Raise QuotaExceeded if a key may not have unfinished jobs with all these budgets."""
+    how = "wait for the end of one, or cancel one with DELETE /v1/jobs/{id}"
+    if len(budgets) > quota.jobs:
+        raise QuotaExceeded(
+            f"{len(budgets) - 1} jobs of this client are not over, and {quota.jobs} are allowed: {how}",
+            retry_after_s=QUOTA_RETRY_S,
+        )
+    seconds = sum(parse_budget(budget or DEFAULT_BUDGET) for budget in budgets)
+    if seconds > quota.budget_s:
+        raise QuotaExceeded(
+            f"with this one, the unfinished jobs of this client would have budgets of {seconds:,.0f} s together, and "
+            f"{quota.budget_s:,.0f} s are allowed: {how}, or ask for less",
+            retry_after_s=QUOTA_RETRY_S,
+        )
+
+
+def _add_missing_columns(engine: sql.Engine) -> None:
+    """Bring a queue of an older version up to date; older versions go on with it, since they name their columns."""
+    for column in ADDED_COLUMNS:
+        if _has(engine, column):
+            continue
+        kind = column.type.compile(engine.dialect)
+        try:
+            with engine.begin() as connection:
+                connection.execute(sql.text(f"ALTER TABLE {JOBS.name} ADD COLUMN {column.name} {kind}"))
+        except DBAPIError:
+            if not _has(engine, column):  # another process was not faster
+                raise
+
+
+def _has(engine: sql.Engine, column: "sql.Column[Any]") -> bool:
+    return column.name in {found["name"] for found in sql.inspect(engine).get_columns(JOBS.name)}
 
 
 def unknown_job(job: str) -> UnknownJob:
@@ -422,6 +522,7 @@ def _job(row: Any) -> Job:
             row.budget,
             row.private,
             tuple(TaskName(name) for name in parents),
+            row.key,
         ),
         state=row.state,
         progress=JobProgress(*(getattr(row, name) for name in JobProgress.__slots__)),

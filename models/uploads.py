@@ -36,6 +36,11 @@ class Uploads:
         """Return the digests of all uploads of a task."""
         return {Path(info.name).stem for info in self._infos(task)}
 
+    def kept_bytes(self, brought: Collection[tuple[TaskName, str]]) -> int:
+        """Return how many bytes of some uploads, named by task and digest, are kept."""
+        tasks = {task for task, _ in brought}
+        return sum(info.size for task in tasks for info in self._infos(task) if (task, Path(info.name).stem) in brought)
+
     def discard(self, task: TaskName, digest: str) -> None:
         """Delete one upload; with the last goes what was made of them here."""
         self._store.files.delete(_name(task, digest))

@@ -7,7 +7,7 @@ container every peer may look local. From the first key on, every request needs 
 
 import ipaddress
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NoReturn
 from urllib.parse import urlsplit
 
@@ -39,6 +39,11 @@ class Caller:
     def sees_all(self) -> bool:
         """Tell whether private tasks may be named to the caller: who manages tasks or releases has to see them."""
         return self.is_own_user if self.key is None else bool(self.key.manages)
+
+    @property
+    def manages_tasks(self) -> bool:
+        """Tell whether the caller may add and retire tasks."""
+        return self.is_own_user if self.key is None else "tasks" in self.key.manages
 
     def sees(self, task: TaskName, *, is_private: bool) -> bool:
         """Tell whether the caller may know that there is this task."""
@@ -130,11 +135,29 @@ def allow(request: Request, action: Action) -> Caller:
     return Caller(None, is_own_user=trouble is None, client=connection_of(request))
 
 
-def _key_holder(request: Request, server: Server, action: Action) -> Caller:
+def asked_again(request: Request, caller: Caller) -> Caller | None:
+    """Return who reads a stream that `allow` has let begin, as the keys are at this moment; None if it must end.
+
+    Nothing is counted: the request was, when it came.
+    """
+    server = server_of(request)
+    if not server.keys.is_required:
+        return caller if caller.key is None else None
+    key = _key_of(request, server)
+    return None if key is None or caller.key is None or key.id != caller.key.id else replace(caller, key=key)
+
+
+def _key_of(request: Request, server: Server) -> Key | None:
+    """Return the key in use that a request brings, None if it brings none."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    key = server.keys.holder(token.strip()) if scheme.lower() == "bearer" else None
+    return server.keys.holder(token.strip()) if scheme.lower() == "bearer" else None
+
+
+def _key_holder(request: Request, server: Server, action: Action) -> Caller:
+    key = _key_of(request, server)
     if key is None:
-        what = "the request has none" if not token else "this one is unknown or revoked"
+        is_given = bool(request.headers.get("authorization", "").partition(" ")[2])
+        what = "this one is unknown or revoked" if is_given else "the request has none"
         raise KeyNeeded(
             f"this server needs an API key, and {what}: send the header 'Authorization: Bearer KEY' with a key made by "
             "'mu2net keys create'"

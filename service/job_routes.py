@@ -5,8 +5,9 @@ A server never trains: it looks at what was sent, keeps it, and queues a job for
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import replace
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,21 +15,23 @@ from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from models.errors import TaskExists
+from models.budget import DEFAULT_BUDGET, parse_budget
+from models.errors import InvalidConfig, QuotaExceeded, TaskExists
 from models.inspection import inspect_apart
-from models.jobs import Job, JobQueue, JobRequest, unknown_job
+from models.jobs import QUOTA_RETRY_S, Job, JobRequest, Quota, unknown_job
 from models.names import TaskName
 from models.release import require_task
 from models.route import Route
 from models.uploads import Uploads, drop_unused
 from service import errors
-from service.access import Caller, allow, server_of
+from service.access import Caller, allow, asked_again, server_of
+from service.job_feed import is_change
 from service.schemas import JobAnswer, JobList, JobView, Removed
 from service.server import Server
 from service.task_form import BUDGET, DATA, NAME, PARENTS, PRIVATE, TaskForm, task_form
 
-POLL_S = 0.5  # between looks for a job's progress
 FORM_BYTES = 2**16  # of a form without images
+NO_TASK, SHORTEST_BUDGET = TaskName("-"), "0.001s"
 NOT_KEPT_YET = ""  # in place of an upload's digest, until it is known to be worth keeping
 FIELD_MEANING = {
     NAME: "the task's name: 1 to 64 of a-z 0-9 _ - .",
@@ -38,6 +41,7 @@ FIELD_MEANING = {
     PARENTS: "tasks whose routes are tried first, separated by commas",
 }
 
+Events = AsyncIterator[ServerSentEvent]
 Limit = Annotated[int, Query(ge=1, le=1000, description="how many jobs to list")]
 DeleteData = Annotated[bool, Query(description="whether the task's uploaded images go as well")]
 
@@ -49,16 +53,16 @@ def add_jobs(app: FastAPI) -> None:
 
 
 def _add_tasks(app: FastAPI) -> None:
-    problems = errors.responses(401, 403, 404, 409, 413, 415, 422, 503)
+    problems = errors.responses(401, 403, 404, 408, 409, 413, 415, 422, 429, 503)
     fields = (NAME, DATA, BUDGET, PRIVATE, PARENTS)
 
     @app.post("/v1/tasks", status_code=202, responses=problems, openapi_extra=_form(*fields))
     async def add_task(request: Request, response: Response) -> JobAnswer:
         """Add a task from a zip of labelled images: one folder per class, perhaps below train/ and test/."""
-        allow(request, "tasks")
-        server = server_of(request)
+        caller, server = allow(request, "tasks"), server_of(request)
+        await asyncio.to_thread(_require_room, server, caller)
         async with task_form(request, fields, max_bytes=server.settings.max_upload_bytes) as form:
-            name, budget, private = form.name, form.budget, form.private
+            name, budget, private = form.name, _budget(server, form), form.private
             routes = await asyncio.to_thread(_routes, server)
             if name in routes:
                 raise TaskExists(
@@ -66,30 +70,31 @@ def _add_tasks(app: FastAPI) -> None:
                     f"further with POST /v1/tasks/{name}/iterations, or choose another name"
                 )
             parents = form.parents(routes)
-            job = await _queued(server, form, JobRequest(name, "add", NOT_KEPT_YET, budget, private, parents))
-        return _accepted(job, response)
+            asked = JobRequest(name, "add", NOT_KEPT_YET, budget, private, parents, _key_id(caller))
+            job = await _queued(request, form, asked)
+        return _accepted(job, caller, response)
 
     @app.put("/v1/tasks/{task}/data", status_code=202, responses=problems, openapi_extra=_form(DATA, BUDGET, PARENTS))
     async def put_data(request: Request, response: Response, task: str) -> JobAnswer:
         """Replace a task's images by a zip that has more of them, and evolve it on these."""
-        allow(request, "tasks")
-        server = server_of(request)
+        caller, server = allow(request, "tasks"), server_of(request)
+        await asyncio.to_thread(_require_room, server, caller)
         routes = await asyncio.to_thread(_routes, server)
         name = require_task(task, routes)
         private = routes[name].private
         async with task_form(request, (DATA, BUDGET, PARENTS), max_bytes=server.settings.max_upload_bytes) as form:
-            budget, parents = form.budget, form.parents(routes)
-            job = await _queued(server, form, JobRequest(name, "iterate", NOT_KEPT_YET, budget, private, parents))
-        return _accepted(job, response)
+            budget, parents = _budget(server, form), form.parents(routes)
+            asked = JobRequest(name, "iterate", NOT_KEPT_YET, budget, private, parents, _key_id(caller))
+            job = await _queued(request, form, asked)
+        return _accepted(job, caller, response)
 
     @app.post("/v1/tasks/{task}/iterations", status_code=202, responses=problems, openapi_extra=_form(BUDGET, PARENTS))
     async def iterate(request: Request, response: Response, task: str) -> JobAnswer:
         """Evolve a task further on the images that were sent last."""
-        allow(request, "tasks")
-        server = server_of(request)
+        caller, server = allow(request, "tasks"), server_of(request)
         async with task_form(request, (BUDGET, PARENTS), max_bytes=FORM_BYTES) as form:
-            job = await asyncio.to_thread(_iterate, server, task, form)
-        return _accepted(job, response)
+            job = await asyncio.to_thread(_iterate, server, caller, task, form)
+        return _accepted(job, caller, response)
 
     @app.delete("/v1/tasks/{task}", responses=errors.responses(401, 403, 404, 503))
     def remove_task(request: Request, task: str, delete_data: DeleteData = True) -> Removed:
@@ -104,12 +109,51 @@ def _routes(server: Server) -> dict[TaskName, Route]:
     return store.routes(store.release())
 
 
-async def _queued(server: Server, form: TaskForm, request: JobRequest) -> Job:
+def _key_id(caller: Caller) -> str | None:
+    return None if caller.key is None else caller.key.id
+
+
+def _budget(server: Server, form: TaskForm) -> str | None:
+    """Return how long a job may take; InvalidConfig if that is no time, or longer than this server allows."""
+    budget, longest_s = form.budget, server.settings.max_budget_s
+    if parse_budget(budget or DEFAULT_BUDGET) > longest_s:
+        raise InvalidConfig(
+            f"the budget {budget or DEFAULT_BUDGET!r} is longer than one job may take here, {longest_s:,.0f} s: ask "
+            "for less, and evolve the task further with POST /v1/tasks/{task}/iterations"
+        )
+    return budget
+
+
+def _quota(server: Server) -> Quota:
+    return Quota(server.settings.max_jobs_per_key, server.settings.max_budget_per_key_s)
+
+
+def _require_room(server: Server, caller: Caller) -> None:
+    """Raise QuotaExceeded if the caller's key may not add the smallest job: told before an upload is read."""
+    smallest = JobRequest(NO_TASK, "add", NOT_KEPT_YET, SHORTEST_BUDGET, key=_key_id(caller))
+    server.queue.require_quota(smallest, _quota(server))
+
+
+def _require_bytes(server: Server, request: JobRequest, new: int) -> None:
+    """Raise QuotaExceeded if a key's jobs have too many bytes of uploads kept for `new` more."""
+    kept, allowed = Uploads(server.store()).kept_bytes(server.queue.uploads_of(request.key)), server.settings
+    if kept + new > allowed.max_bytes_per_key:
+        raise QuotaExceeded(
+            f"{kept:,} bytes of this client's uploads are kept, and {new:,} more would exceed "
+            f"{allowed.max_bytes_per_key:,}: retire tasks with DELETE /v1/tasks/{{task}}, or cancel jobs",
+            retry_after_s=QUOTA_RETRY_S,
+        )
+
+
+async def _queued(request: Request, form: TaskForm, asked: JobRequest) -> Job:
     """Look at the images, keep them and queue the job; if anything is wrong, nothing stays behind."""
-    path = form.zip
-    await asyncio.to_thread(server.queue.require_idle, request.task)
-    await inspect_apart(path, shown_as=form.filename)
-    return await asyncio.to_thread(_keep_and_queue, server, path, request)
+    path, server = form.zip, server_of(request)
+    await asyncio.to_thread(server.queue.require_idle, asked.task)
+    await asyncio.to_thread(server.queue.require_quota, asked, _quota(server))
+    await asyncio.to_thread(_require_bytes, server, asked, path.stat().st_size)
+    async with server.inspections.turn(request.state.visit.holder):
+        await inspect_apart(path, shown_as=form.filename)
+    return await asyncio.to_thread(_keep_and_queue, server, path, asked)
 
 
 def _keep_and_queue(server: Server, path: Path, request: JobRequest) -> Job:
@@ -117,20 +161,21 @@ def _keep_and_queue(server: Server, path: Path, request: JobRequest) -> Job:
     kept_before = uploads.digests(request.task)
     digest = uploads.put(request.task, path)
     try:
-        return queue.submit(replace(request, upload=digest))
+        return queue.submit(replace(request, upload=digest), _quota(server))
     except BaseException:
         if digest not in kept_before and all(job.request.upload != digest for job in queue.unfinished(request.task)):
             uploads.discard(request.task, digest)
         raise
 
 
-def _iterate(server: Server, task: str, form: TaskForm) -> Job:
+def _iterate(server: Server, caller: Caller, task: str, form: TaskForm) -> Job:
     store = server.store()
     routes = store.routes(store.release())
     name = require_task(task, routes)
     upload = Uploads(store).newest(name)
-    parents = form.parents(routes)
-    return server.queue.submit(JobRequest(name, "iterate", upload, form.budget, routes[name].private, parents))
+    budget, parents, private = _budget(server, form), form.parents(routes), routes[name].private
+    asked = JobRequest(name, "iterate", upload, budget, private, parents, _key_id(caller))
+    return server.queue.submit(asked, _quota(server))
 
 
 def _remove(server: Server, task: str, *, delete_data: bool) -> Removed:
@@ -153,9 +198,9 @@ def _cancel(server: Server, job: str) -> Job:
     return cancelled
 
 
-def _accepted(job: Job, response: Response) -> JobAnswer:
+def _accepted(job: Job, caller: Caller, response: Response) -> JobAnswer:
     response.headers["location"] = f"/v1/jobs/{job.id}"
-    return JobAnswer(job=job_view(job))
+    return JobAnswer(job=job_view(job, caller))
 
 
 def _add_job_views(app: FastAPI) -> None:
@@ -165,32 +210,82 @@ def _add_job_views(app: FastAPI) -> None:
     def jobs(request: Request, limit: Limit = 100) -> JobList:
         """List the newest jobs."""
         caller, jobs = allow(request, "read"), server_of(request).queue.jobs(limit=limit)
-        return JobList(jobs=[job_view(job) for job in jobs if _sees(caller, job)])
+        return JobList(jobs=[job_view(job, caller) for job in jobs if _sees(caller, job)])
+
+    @app.get("/v1/jobs/events", responses=errors.responses(401, 429, 503), response_class=EventSourceResponse)
+    async def all_events(reader: Annotated[Caller, Depends(_begin_stream_of_all)], request: Request) -> Events:
+        """Send each job that is not over, and then every job at each change, as `progress` or, at last, as `end`."""
+        async with aclosing(_changes(request, reader)) as changes:
+            is_first = True
+            async for caller, jobs in changes:
+                for job in jobs:
+                    if _sees(caller, job) and not (is_first and job.is_over):
+                        yield ServerSentEvent(event="end" if job.is_over else "progress", data=job_view(job, caller))
+                is_first = False
 
     @app.get("/v1/jobs/{job}", responses=problems)
     def job(found: FoundJob) -> JobView:
         """Tell how far a job has come."""
-        return job_view(found)
+        return job_view(found.job, found.caller)
 
     @app.delete("/v1/jobs/{job}", status_code=202, responses=errors.responses(401, 403, 404, 503))
     def cancel(request: Request, job: str) -> JobView:
         """Have a job stopped, within seconds if it runs. What it has published stays."""
-        allow(request, "tasks")
-        return job_view(_cancel(server_of(request), job))
+        caller = allow(request, "tasks")
+        return job_view(_cancel(server_of(request), job), caller)
 
     @app.get("/v1/jobs/{job}/log", responses=problems, response_class=PlainTextResponse)
     def log(request: Request, found: FoundJob) -> str:
         """Tell what happened in a job, a line an event."""
-        return server_of(request).queue.log_text(found.id)
+        return server_of(request).queue.log_text(found.job.id)
 
-    @app.get("/v1/jobs/{job}/events", responses=problems, response_class=EventSourceResponse)
-    async def events(found: FoundJob, request: Request) -> AsyncIterator[ServerSentEvent]:
+    @app.get(
+        "/v1/jobs/{job}/events",
+        responses=errors.responses(401, 404, 429, 503),
+        response_class=EventSourceResponse,
+        dependencies=[Depends(_begin_stream)],
+    )
+    async def events(found: FoundJob, request: Request) -> Events:
         """Send a job at each change, as `progress`, and when it is over, as `end`."""
-        async for name, view in _changes(server_of(request).queue, found):
-            yield ServerSentEvent(event=name, data=view)
+        yield ServerSentEvent(event="progress", data=job_view(found.job, found.caller))
+        if found.job.is_over:
+            yield ServerSentEvent(event="end", data=job_view(found.job, found.caller))
+            return
+        async with aclosing(_changes(request, found.caller)) as changes:
+            async for caller, jobs in changes:
+                if not _sees(caller, found.job):
+                    return
+                for job in (job for job in jobs if job.id == found.job.id and is_change(found.job, job)):
+                    yield ServerSentEvent(event="progress", data=job_view(job, caller))
+                    if job.is_over:
+                        yield ServerSentEvent(event="end", data=job_view(job, caller))
+                        return
 
 
-def _asked_job(request: Request, job: str) -> Job:
+async def _begin_stream(request: Request) -> None:
+    """Change to a place among the streams, before one begins: afterwards no error could be told.
+
+    Raises:
+        Overloaded: there is none.
+    """
+    request.state.visit.begin_stream()
+
+
+async def _begin_stream_of_all(request: Request) -> Caller:
+    """Return who asks for a stream of all jobs, if the queue can be read."""
+    caller = allow(request, "read")
+    await asyncio.to_thread(server_of(request).queue.jobs, limit=1)
+    request.state.visit.begin_stream()
+    return caller
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    job: Job
+    caller: Caller
+
+
+def _asked_job(request: Request, job: str) -> _Found:
     """Return the job of a path, before a stream begins: afterwards no error could be told.
 
     Raises:
@@ -199,34 +294,28 @@ def _asked_job(request: Request, job: str) -> Job:
     caller, found = allow(request, "read"), server_of(request).queue.job(job)
     if not _sees(caller, found):
         raise unknown_job(job)
-    return found
+    return _Found(found, caller)
 
 
 def _sees(caller: Caller, job: Job) -> bool:
     return caller.sees(job.request.task, is_private=job.request.private)
 
 
-FoundJob = Annotated[Job, Depends(_asked_job)]
+FoundJob = Annotated[_Found, Depends(_asked_job)]
 
 
-async def _changes(queue: JobQueue, job: Job) -> AsyncIterator[tuple[str, JobView]]:
-    while True:
-        yield "progress", job_view(job)
-        if job.is_over:
-            yield "end", job_view(job)
-            return
-        known = _without_time(job)
-        while _without_time(job) == known:
-            await asyncio.sleep(POLL_S)
-            job = await asyncio.to_thread(queue.job, job.id)
+async def _changes(request: Request, caller: Caller) -> AsyncGenerator[tuple[Caller, list[Job]], None]:
+    """Yield the jobs that have changed, as `JobFeed.changes` does, and who reads them, until that may do so no more."""
+    async with aclosing(server_of(request).job_feed.changes()) as changes:
+        async for jobs in changes:
+            reader = asked_again(request, caller)
+            if reader is None:
+                return
+            yield reader, jobs
 
 
-def _without_time(job: Job) -> Job:
-    """Return what makes a change: that a second has passed is none."""
-    return replace(job, seconds=0.0, progress=replace(job.progress, seconds_left=None))
-
-
-def job_view(job: Job) -> JobView:
+def job_view(job: Job, caller: Caller) -> JobView:
+    """Return a job as `caller` may know it."""
     request, progress = job.request, job.progress
     return JobView(
         id=job.id,
@@ -242,6 +331,7 @@ def job_view(job: Job) -> JobView:
         seconds=round(job.seconds, 1),
         seconds_left=None if progress.seconds_left is None else round(progress.seconds_left, 1),
         created=job.created,
+        key=request.key if caller.manages_tasks else None,
         error=job.error,
     )
 

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from models.errors import BodiesFull, Overloaded
 from service.settings import Settings
 
-SHARE = 4  # dynamic threshold (Choudhury & Hahne 1998): a holder may have so many times the room that is left
+# Dynamic threshold (Choudhury & Hahne 1998): a holder may have so many times the room that is left. Here what is held
+# may stay for hours: of holders who come one after the other each takes a third of what is left, and keeps it. After
+# eight of them a 25th is left; with the 4 of the queue, where images come and go, nothing would be.
+SHARE = 0.5
 
 
 class Room:

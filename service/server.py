@@ -10,6 +10,7 @@ from models.jobs import JobQueue, queue_url
 from models.store import Store, open_files
 from service import engine
 from service.batcher import Batcher
+from service.job_feed import JobFeed
 from service.keys import KeyRing
 from service.metrics import Metrics
 from service.places import Places, places_of
@@ -21,6 +22,7 @@ from service.reload import Watcher
 from service.residents import Residents
 from service.runtime import Runtime, start_runtime
 from service.settings import Settings
+from service.turns import Turns
 
 log = logging.getLogger("mu2net.server")
 
@@ -49,6 +51,16 @@ class Server:
         """The jobs; InvalidConfig if the store is behind a URL and no queue is set."""
         return JobQueue(queue_url(self.store(), self.settings.queue))
 
+    @cached_property
+    def job_feed(self) -> JobFeed:
+        """The changes of the jobs, one look at the queue for all who follow them."""
+        return JobFeed(lambda: self.queue)
+
+    @cached_property
+    def inspections(self) -> Turns:
+        """Who may have an upload looked at: a process, and the memory of its largest image, for each."""
+        return Turns(self.settings.max_inspections)
+
     def start(self) -> None:
         self.keys.start()
         self.batcher.start()
@@ -57,6 +69,7 @@ class Server:
     async def stop(self) -> None:
         self.keys.stop()
         self.watcher.stop()
+        self.job_feed.stop()
         await self.batcher.stop()
         self.predictor.stop()
 

@@ -17,7 +17,7 @@ from service.addresses import parse_networks
 from service.rate_limit import RATE
 
 PREFIX = "MU2NET_"
-SHARE_OF_ONE = 0.8  # that one client may hold alone, see service/places.py
+SHARES = 3  # of such one client may hold one, see service/places.py
 
 
 class Settings(BaseSettings):
@@ -34,11 +34,11 @@ class Settings(BaseSettings):
     timeout_s: float = Field(30.0, gt=0, le=3600, description="seconds after which a waiting request is given up")
     upload_timeout_s: float = Field(60.0, gt=0, le=3600, description="seconds that a classify request's body may take")
     min_body_bytes_per_s: int = Field(16 * 2**10, ge=1, description="least mean rate of a body, uploads of tasks too")
-    body_grace_s: float = Field(5.0, gt=0, le=3600, description="seconds of a body before its rate is judged")
-    max_requests: int = Field(256, ge=1, description="requests under way at once; the others are told to try again")
+    upload_grace_s: float = Field(5.0, gt=0, le=3600, description="seconds of a body before its rate is judged")
+    max_requests: int = Field(512, ge=1, description="requests under way at once; the others are told to try again")
     max_bodies: int = Field(1024, ge=1, description="request bodies being received at once, beside max_requests")
     max_body_bytes_under_way: int = Field(
-        128 * 2**20, ge=1, description="bytes of request bodies in memory, of all requests under way"
+        192 * 2**20, ge=1, description="bytes of request bodies in memory, of all requests under way"
     )
     max_streams: int = Field(256, ge=1, description="event streams open at once")
     max_uploads: int = Field(32, ge=1, description="uploads of labelled images under way at once")
@@ -72,7 +72,7 @@ class Settings(BaseSettings):
         100, ge=1, description="unfinished jobs of one key; jobs without a key count together"
     )
     max_budget_s: float = Field(86_400.0, gt=0, le=604_800, description="longest budget of one job")
-    max_budget_per_key_s: float = Field(172_800.0, gt=0, description="budgets of one key's unfinished jobs together")
+    max_budget_per_key_s: float = Field(259_200.0, gt=0, description="budgets of one key's unfinished jobs together")
     max_bytes_per_key: int = Field(32 * 2**30, ge=1, description="kept uploads of one key's jobs together")
     max_queue_images: int = Field(1024, ge=1, description="images accepted and not yet answered, of all requests")
     max_batch_rows: int = Field(64, ge=1, description="pairs of image and task that run together")
@@ -104,15 +104,15 @@ def load_settings(store: str | None = None) -> Settings:
 
 def _require_room_for_a_body(settings: Settings) -> None:
     """Refuse limits under which the largest body that is allowed could never be received."""
-    for one, all_of_them in (
+    for one, in_all in (
         ("max_request_bytes", "max_body_bytes_under_way"),
         ("max_upload_bytes", "max_upload_bytes_under_way"),
     ):
-        largest, total = getattr(settings, one), getattr(settings, all_of_them)
-        if largest > SHARE_OF_ONE * total:
+        largest, total = getattr(settings, one), getattr(settings, in_all)
+        if SHARES * largest > total:
             raise InvalidConfig(
-                f"setting {PREFIX}{all_of_them.upper()} = {total} leaves one client {SHARE_OF_ONE:.0%} of it, too little "
-                f"for a body of {PREFIX}{one.upper()} = {largest} bytes: raise the first or lower the second"
+                f"setting {PREFIX}{in_all.upper()} = {total} leaves one client 1/{SHARES}, too little for "
+                f"a body of {PREFIX}{one.upper()} = {largest} bytes: raise the first or lower the second"
             )
 
 

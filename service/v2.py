@@ -146,8 +146,8 @@ def _require_index_request(body: bytes) -> None:
         if body.strip():
             IndexRequest.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise InvalidInput(f'the index request is wrong: {first["msg"]}; send {{"ready": true}}, or no body') from error
+        first = error.errors(include_url=False)[0]["msg"]
+        raise InvalidInput(f'the index request is wrong: {first}; send {{"ready": true}}, or no body') from error
 
 
 def _metadata(request: Request, model: str, version: int | None) -> ModelMetadata:

@@ -49,6 +49,11 @@ class Visit:
         self._is_received = False
         self._began: float | None = None
 
+    @property
+    def holder(self) -> str:
+        """Whose room the request takes."""
+        return self._holder
+
     def begin(self) -> None:
         """Take a place among the requests; Overloaded if there is none."""
         self._move(self._places.requests)
@@ -101,7 +106,7 @@ class Visit:
         if self._began is None:
             self._began = asyncio.get_running_loop().time()
         limits = self._settings
-        by_rate_s = limits.body_grace_s + self._bytes / limits.min_body_bytes_per_s
+        by_rate_s = limits.upload_grace_s + self._bytes / limits.min_body_bytes_per_s
         in_all_s = math.inf if self._room is self._places.uploads else limits.upload_timeout_s
         try:
             async with asyncio.timeout_at(self._began + min(by_rate_s, in_all_s)):

@@ -12,8 +12,8 @@ import pytest
 import sqlalchemy as sql
 
 from models.budget import parse_budget
-from models.errors import InvalidConfig, LeaseLost, QueueUnreachable, TaskBusy, UnknownJob
-from models.jobs import JOBS, MAX_FRUITLESS_STARTS, Claim, JobProgress, JobQueue, JobRequest, queue_url
+from models.errors import InvalidConfig, LeaseLost, QueueUnreachable, QuotaExceeded, TaskBusy, UnknownJob
+from models.jobs import JOBS, MAX_FRUITLESS_STARTS, Claim, JobProgress, JobQueue, JobRequest, Quota, queue_url
 from models.names import TaskName
 from models.store import Store
 
@@ -195,6 +195,83 @@ def test_of_many_workers_at_once_one_gets_a_job(queue: JobQueue) -> None:
     for thread in threads:
         thread.join()
     assert sorted(claim.job.id for claim in claims) == sorted(jobs)
+
+
+def keyed(task: str, key: str | None, budget: str = "5m") -> JobRequest:
+    return JobRequest(TaskName(task), "add", "0" * 64, budget, key=key)
+
+
+def test_keys_take_turns_and_each_ones_jobs_keep_their_order(queue: JobQueue) -> None:
+    order = [("a1", "a"), ("a2", "a"), ("a3", "a"), ("n1", None), ("b1", "b"), ("b2", "b"), ("n2", None)]
+    for task, key in order:
+        assert queue.submit(keyed(task, key)).request.key == key
+    done = []
+    while claim := queue.claim():
+        done.append(claim.job.request.task)
+        queue.end(claim, "done")
+    assert done == ["a1", "n1", "b1", "a2", "n2", "b2", "a3"]
+
+
+def test_a_job_that_is_given_back_over_and_over_lets_other_keys_go_first(queue: JobQueue) -> None:
+    queue.submit(keyed("a1", "a"))
+    queue.submit(keyed("b1", "b"))
+    queue.give_back(claimed(queue))
+    assert claimed(queue).job.request.task == "b1"
+    assert claimed(queue).job.request.task == "a1"
+
+
+def test_a_quota_is_held_among_those_who_ask_at_the_same_moment(queue: JobQueue) -> None:
+    outcomes: list[str] = []
+    quota = Quota(jobs=3, budget_s=10_000)
+
+    def ask(number: int) -> None:
+        try:
+            queue.submit(keyed(f"task{number}", "a"), quota)
+            outcomes.append("taken")
+        except QuotaExceeded as error:
+            outcomes.append(str(error))
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    told = "3 jobs of this client are not over, and 3 are allowed: wait for the end of one, or cancel one with DELETE "
+    assert outcomes.count("taken") == 3
+    assert [text for text in outcomes if text.startswith(told)] == [text for text in outcomes if text != "taken"]
+    queue.submit(keyed("other", "b"), quota)
+    with pytest.raises(QuotaExceeded, match=r"budgets of 600 s together, and 500 s are allowed"):
+        queue.require_quota(keyed("another", "b"), Quota(jobs=3, budget_s=500))
+
+
+def test_a_queue_of_an_older_version_is_brought_up_to_date_and_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.sqlite"
+    old = sql.MetaData()
+    columns = [
+        sql.Column(column.name, column.type, primary_key=column.primary_key, nullable=column.nullable)
+        for column in JOBS.columns
+        if column.name not in ("key", "served")
+    ]
+    table = sql.Table("jobs", old, *columns)
+    engine = sql.create_engine(f"sqlite:///{path}")
+    old.create_all(engine)
+    row = {"id": "x", "task": "owls", "kind": "add", "upload": "", "private": False, "parents": "[]", "state": "queued",
+           "phase": "", "generation": 0, "candidates": 0, "created": 1.0, "starts": 0, "fruitless_starts": 0,
+           "is_cancelling": False}  # fmt: skip
+    with engine.begin() as connection:
+        connection.execute(sql.insert(table).values(row))
+    queues = [JobQueue(f"sqlite:///{path}") for _ in range(4)]
+    threads = [threading.Thread(target=queue.job, args=("x",)) for queue in queues]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert queues[0].job("x").request.key is None
+    queues[1].submit(keyed("birds", "a"))
+    assert [claimed(queues[2]).job.request.task for _ in range(2)] == ["owls", "birds"]
+    with engine.begin() as connection:  # an older version that is still running
+        connection.execute(sql.insert(table).values(row | {"id": "y", "task": "fish"}))
+    assert claimed(queues[3]).job.id == "y"
 
 
 def test_a_queue_that_cannot_be_used_says_why(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ import json
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service import engine
+from service.engine import Logits, Row
 from service.memory import resident_bytes
 from service.server import Server
 from tests.listening import listening
@@ -267,20 +270,28 @@ def test_slow_and_broken_off_uploads_harm_nobody(served_at: tuple[str, Server]) 
     assert server.batcher._images.total() == 0
 
 
-def test_more_requests_than_may_be_are_told_to_come_again(tmp_path: Path) -> None:
+def test_more_requests_than_may_be_are_told_to_come_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = make_store(tmp_path / "store", TaskPlan("first"))
-    with listening(store.folder, max_requests=2, upload_timeout_s=20) as (url, _):
-        address = urlsplit(url)
-        start = head(PATH, "Content-Type: image/png", "Content-Length: 3000")
-        lines = [socket.create_connection((str(address.hostname), address.port or 0)) for _ in range(2)]
-        for line in lines:
-            line.sendall(start)
-        wait_for(lambda: httpx.get(f"{url}/v1/tasks").status_code == 429)
+    may_end = threading.Event()
+
+    def block(rows: Sequence[Row]) -> list[Logits]:
+        assert may_end.wait(60)
+        return engine.run(rows)
+
+    def classify(address: str) -> int:
+        with httpx.Client(transport=httpx.HTTPTransport(local_address=address), timeout=60) as client:
+            return client.post(f"{url}{PATH}", content=picture(), headers={"content-type": "image/png"}).status_code
+
+    with listening(store.folder, max_requests=2) as (url, server), ThreadPoolExecutor(2) as clients:
+        monkeypatch.setattr(server.batcher, "_run", block)
+        answers = [clients.submit(classify, address) for address in ("127.0.0.2", "127.0.0.3")]
+        wait_for(lambda: server.batcher._images.total() == 2)
         refused = httpx.get(f"{url}/v1/tasks")
+        may_end.set()
+        assert refused.status_code == 429
         assert refused.json()["detail"].startswith("2 requests are under way, as many as may be; try again")
         assert refused.headers["retry-after"] == "1"
-        for line in lines:
-            line.close()
+        assert [answer.result() for answer in answers] == [200, 200]
         wait_for(lambda: httpx.get(f"{url}/v1/tasks").status_code == 200)
 
 

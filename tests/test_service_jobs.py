@@ -87,6 +87,7 @@ def test_a_task_is_accepted_as_a_job(client: TestClient, shared: Served) -> None
         "seconds": 0.0,
         "seconds_left": None,
         "created": job["created"],
+        "key": None,
         "error": None,
     }
     assert answer.headers["location"] == f"/v1/jobs/{job['id']}"

@@ -52,6 +52,7 @@ byId("key-form").addEventListener("submit", (event) => {
   byId("key").value = "";
   byId("key").placeholder = hasKey() ? "a key is in use in this tab" : "if the server has keys";
   shown = seen = null;
+  jobs.unfollow();
   refresh();
 });
 

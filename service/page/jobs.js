@@ -6,7 +6,7 @@ import { duration, percent } from "./format.js";
 import { confirmed } from "./releases.js";
 
 const ENDED = new Set(["done", "failed", "cancelled"]);
-const followed = new Map(); // of jobs by id: what ends the following
+let following = null; // what ends the one stream of all jobs: a browser has six connections to a server
 const jobs = new Map();
 let is_offered = true; // until the server says that it knows of no jobs
 
@@ -25,24 +25,31 @@ export async function refresh(changed) {
   jobs.clear();
   for (const job of found.jobs) jobs.set(job.id, job);
   render();
-  for (const job of jobs.values()) if (!ENDED.has(job.state)) follow(job.id, changed);
+  if ([...jobs.values()].every(({ state }) => ENDED.has(state))) unfollow();
+  else if (!document.hidden) follow(changed);
 }
 
-async function follow(id, changed) {
-  if (followed.has(id)) return;
-  const stop = new AbortController();
-  followed.set(id, stop);
+async function follow(changed) {
+  if (following !== null) return;
+  const own = new AbortController();
+  following = own;
   try {
-    for await (const { data } of events(`v1/jobs/${encodeURIComponent(id)}/events`, stop.signal)) {
-      jobs.set(id, { ...jobs.get(id), ...(data.job ?? data) });
+    for await (const { event, data } of events("v1/jobs/events", own.signal)) {
+      jobs.set(data.id, data);
       render();
+      if (event === "end") changed();
     }
-    changed();
   } catch {
     // the connection broke: the next refresh follows again
   } finally {
-    followed.delete(id);
+    if (following === own) following = null;
   }
+}
+
+/** End the stream: nothing is to be followed, the tab is hidden, or another key is used from here on. */
+export function unfollow() {
+  following?.abort();
+  following = null;
 }
 
 /** Draw the jobs anew; whoever is at a button by keyboard stays there. */
@@ -92,6 +99,8 @@ function row(job) {
 const tell = (error) => (byId("job-state").textContent = error.message);
 
 export function start(changed) {
+  // tabs share the browser's six connections, so only those that are looked at keep one
+  document.addEventListener("visibilitychange", () => (document.hidden ? unfollow() : changed()));
   const form = byId("job-form");
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
