@@ -327,7 +327,8 @@ def load_images(
                 f"{', '.join(labels[:20])}: rename or remove the folder, or evolve the task with these images"
             )
         entries = [entry for entry in folder.entries if entry.split == "test"] or list(folder.entries)
-        index = [labels.index(label) for label in folder.labels]
+        known = {label: index for index, label in enumerate(labels)}
+        index = [known[label] for label in folder.labels]
         digest_of = image_digests(folder)
     return LabelledImages(
         tuple(entry.name for entry in entries),

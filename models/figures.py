@@ -24,7 +24,7 @@ def task_figures(routes: Mapping[TaskName, Route], root: Route) -> dict[TaskName
     shared_with_root = root.component_ids
     figures = {}
     for task, route in routes.items():
-        others = usage - component_usage([route])
+        others = {component: usage[component] - 1 for component in route.component_ids if usage[component] > 1}
         own = {c.id: c.parameters for c in route.components if c.id not in others and c.id not in shared_with_root}
         figures[task] = TaskFigures(
             parameters=route.parameters,

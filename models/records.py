@@ -6,9 +6,11 @@ a flipped bit in a number or a name would be a valid record of something else.
 
 import hashlib
 import json
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -67,6 +69,37 @@ def decode(kind: type[Record], data: bytes, name: str) -> Record:
         return _adapter(kind).validate_json(data)  # type: ignore[no-any-return]  # of type `kind`
     except ValidationError as error:
         raise DamagedObject(f"{name} is damaged: {_first_problem(error)}; restore it from a copy") from error
+
+
+class DecodedRecords:
+    """Records that were decoded before, by the sha256 of their bytes. Safe in several threads.
+
+    Records are immutable, and equal bytes are the same record, so a kept one may be given to everybody. What was
+    used longest ago goes first once the encoded records together are larger than `max_bytes`.
+    """
+
+    def __init__(self, max_bytes: int = 16 * 2**20) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._kept: OrderedDict[tuple[type, str], tuple[object, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def decode(self, kind: type[Record], data: bytes, name: str) -> Record:
+        """Return what `decode` returns and raise what it raises, without decoding the same bytes again."""
+        key = (kind, hashlib.sha256(data).hexdigest())
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return cast(Record, self._kept[key][0])
+        record = decode(kind, data, name)  # not under the lock: a large record must not make others wait
+        with self._lock:
+            if key not in self._kept and len(data) <= self._max_bytes:
+                self._kept[key] = (record, len(data))
+                self._bytes += len(data)
+                while self._bytes > self._max_bytes:
+                    _, (_, size) = self._kept.popitem(last=False)
+                    self._bytes -= size
+        return record
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -112,9 +112,9 @@ class Route:
         kinds = [stage.kind for stage in self.stages]
         if len(kinds) < 2 or kinds != ["embed", *["block"] * (len(kinds) - 2), "head"]:
             raise InvalidRoute(f"{owner}: stages must be embed, any number of block, head; got {kinds}")
-        repeated = sorted({label for label in self.labels if self.labels.count(label) > 1})
+        repeated = sorted(label for label, times in Counter(self.labels).items() if times > 1)
         if repeated:
-            raise InvalidRoute(f"{owner}: labels repeat: {repeated}; each class needs a name of its own")
+            raise InvalidRoute(f"{owner}: labels repeat: {repeated[:10]}; each class needs a name of its own")
         for precision, variant in self.variants.items():
             if len(variant.stages) != len(self.stages):
                 raise InvalidRoute(

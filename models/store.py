@@ -40,7 +40,7 @@ from models.errors import (
 from models.files import FileChanged, Files, LocalFiles
 from models.names import RouteId, TaskName
 from models.precision import Precision
-from models.records import decode, encode
+from models.records import DecodedRecords, decode, encode
 from models.release import Release, TaskChange, changed_tasks, require_task, with_changes
 from models.remote_files import RemoteFiles
 from models.route import Route
@@ -80,9 +80,10 @@ def open_files(location: str | Path, cache: Path | None = None) -> tuple[Files, 
 class Store:
     """Open an existing one with `Store.open`, make one with `Store.create`."""
 
-    def __init__(self, files: Files, local: LocalFiles) -> None:
+    def __init__(self, files: Files, local: LocalFiles, decoded: DecodedRecords | None = None) -> None:
         self._files = files
         self._local = local
+        self._decoded = DecodedRecords() if decoded is None else decoded
         self._verified: dict[str, Signature] = {}  # local files whose content was found right
         self.bytes_read = 0  # of objects and releases, from the store itself
 
@@ -124,14 +125,21 @@ class Store:
         return store
 
     @classmethod
-    def open(cls, location: str | Path, *, cache: Path | None = None) -> "Store":
+    def open(
+        cls, location: str | Path, *, cache: Path | None = None, decoded: DecodedRecords | None = None
+    ) -> "Store":
         """Open an existing store.
+
+        Args:
+            location: a folder or a URL.
+            cache: folder for what is read from a URL; None for the usual one.
+            decoded: records to share with other `Store`s; None for an own set.
 
         Raises:
             StoreNotFound: no store there.
             StoreUnreachable: the network fails.
         """
-        store = cls(*open_files(location, cache))
+        store = cls(*open_files(location, cache), decoded)
         if not store._files.exists("CURRENT"):
             raise store._not_found()
         return store
@@ -233,7 +241,7 @@ class Store:
 
     def route(self, route_id: RouteId, *, needed_by: str) -> Route:
         data = self.read_object(route_id, "json", needed_by=needed_by)
-        return decode(Route, data, self._files.shown(object_name(route_id, "json")))
+        return self._decoded.decode(Route, data, self._files.shown(object_name(route_id, "json")))
 
     # releases
 
@@ -272,7 +280,7 @@ class Store:
             known = ", ".join(map(str, self.release_numbers()))
             raise UnknownRelease(f"{self._files.shown()} has no release {number}; it has: {known}") from error
         self.bytes_read += len(data)
-        release = decode(Release, data, self._files.shown(name))
+        release = self._decoded.decode(Release, data, self._files.shown(name))
         if release.number != number:
             raise DamagedObject(f"{self._files.shown(name)} says it is release {release.number}: restore it")
         return release

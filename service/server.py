@@ -7,6 +7,7 @@ from functools import cached_property, partial
 from opentelemetry.trace import NoOpTracer, Tracer
 
 from models.jobs import JobQueue, queue_url
+from models.records import DecodedRecords
 from models.store import Store, open_files
 from service import engine
 from service.batcher import Batcher
@@ -44,7 +45,12 @@ class Server:
 
     def store(self) -> Store:
         """Open the store; StoreNotFound or StoreUnreachable if it has gone."""
-        return Store.open(self.settings.store, cache=self.settings.cache)
+        return Store.open(self.settings.store, cache=self.settings.cache, decoded=self.decoded)
+
+    @cached_property
+    def decoded(self) -> DecodedRecords:
+        """The store's records as requests have read them, so that none is decoded twice."""
+        return DecodedRecords()
 
     @cached_property
     def queue(self) -> JobQueue:
