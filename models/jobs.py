@@ -8,6 +8,7 @@ those of the queue's database, so machines need no common clock.
 """
 
 import json
+import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ import sqlalchemy as sql
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
 from sqlalchemy.ext.compiler import compiles
 
-from models.errors import InvalidConfig, LeaseLost, QueueUnreachable, TaskBusy, UnknownJob
+from models.errors import InvalidConfig, LeaseLost, QueueFull, QueueUnreachable, TaskBusy, UnknownJob
 from models.names import TaskName
 from models.store import Store
 
@@ -28,8 +29,14 @@ JobKind = Literal["add", "iterate"]
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 
 LEASE_S = 15.0  # after which a silent worker's job is taken up by another
-# A job whose workers die this often in a row without one more candidate is given up: it may be what kills them.
+# Nobody sets a lease that ends later than a whole one from now. One that does was set before the database's clock
+# stepped back, and could otherwise never run out. Its worker, if it lives, renews it within seconds. Smaller steps
+# only let the lease last longer by as much.
+MAX_LEASE_S = 2 * LEASE_S
+# A job whose workers die, or meet an error of their machine, this often in a row without one more candidate is given
+# up: it may be what kills them.
 MAX_FRUITLESS_STARTS = 10
+CONNECT_TIMEOUT_S = 5  # to a PostgreSQL that may accept and never answer
 BUSY_TIMEOUT_S = 30.0  # that SQLite waits for another writer
 WAITING, FINISHED = "waiting for a worker", "finished"
 
@@ -135,6 +142,14 @@ JOBS = sql.Table(
     sql.Column("leased_until", sql.Float),
 )
 UNFINISHED = JOBS.c.state.in_(("queued", "running"))
+# Nobody holds it: its lease has run out, or the clock was set back so that it cannot.
+IS_FREE = sql.or_(
+    JOBS.c.state == "queued",
+    sql.and_(
+        JOBS.c.state == "running",
+        sql.or_(JOBS.c.leased_until < NOW, JOBS.c.leased_until > NOW + MAX_LEASE_S, JOBS.c.leased_until.is_(None)),
+    ),
+)
 # The database itself refuses a second unfinished job of a task, whoever asks at the same moment.
 sql.Index(
     "one_unfinished_job_a_task",
@@ -247,9 +262,8 @@ class JobQueue:
         What it has published stays. One that is over stays as it is. UnknownJob if there is none.
         """
         ended = {"state": "cancelled", "phase": FINISHED, "ended": NOW, "seconds_left": None, "lease": None}
-        is_idle = sql.or_(JOBS.c.state == "queued", sql.and_(JOBS.c.state == "running", JOBS.c.leased_until < NOW))
         with self._writing() as connection:
-            connection.execute(sql.update(JOBS).where(JOBS.c.id == job, is_idle).values(ended))
+            connection.execute(sql.update(JOBS).where(JOBS.c.id == job, IS_FREE).values(ended))
             asked = sql.update(JOBS).where(JOBS.c.id == job, JOBS.c.state == "running")
             connection.execute(asked.values(is_cancelling=True))
         return self.job(job)
@@ -259,12 +273,11 @@ class JobQueue:
     def claim(self) -> Claim | None:
         """Take the oldest job that nobody holds, None if there is none. Its lease must be renewed from now on."""
         lease = secrets.token_hex(16)
-        is_free = sql.or_(JOBS.c.state == "queued", sql.and_(JOBS.c.state == "running", JOBS.c.leased_until < NOW))
-        oldest = sql.select(JOBS.c.number).where(is_free).order_by(JOBS.c.number).limit(1).scalar_subquery()
+        oldest = sql.select(JOBS.c.number).where(IS_FREE).order_by(JOBS.c.number).limit(1).scalar_subquery()
         take = (
             # asked again of the row itself: another worker may have been faster
             sql.update(JOBS)
-            .where(JOBS.c.number == oldest, is_free)
+            .where(JOBS.c.number == oldest, IS_FREE)
             .values(
                 state="running",
                 lease=lease,
@@ -281,7 +294,7 @@ class JobQueue:
         return Claim(job, lease)
 
     def is_given_up(self, claim: Claim) -> bool:
-        """Whether too many workers died in this job without one more candidate."""
+        """Whether too many workers died in this job, or met errors of their machines, without one more candidate."""
         with self._connected() as connection:
             starts = connection.execute(sql.select(JOBS.c.fruitless_starts).where(JOBS.c.lease == claim.lease))
             return bool((starts.scalar() or 0) > MAX_FRUITLESS_STARTS)
@@ -307,9 +320,15 @@ class JobQueue:
         values = {"state": state, "error": error, "phase": FINISHED, "seconds_left": None, "ended": NOW, "lease": None}
         self._change(claim, values)
 
-    def give_back(self, claim: Claim) -> None:
-        """Let another worker go on with the job; nothing happens if it is held no more."""
-        values = {"state": "queued", "phase": WAITING, "lease": None, "fruitless_starts": 0}
+    def give_back(self, claim: Claim, error: str | None = None) -> None:
+        """Let another worker go on with the job; nothing happens if it is held no more.
+
+        Args:
+            claim: the worker's.
+            error: what kept its machine from the job; None if nothing did. It is told until a worker ends the job.
+        """
+        values: dict[str, object] = {"state": "queued", "phase": WAITING, "lease": None, "seconds_left": None}
+        values |= {"fruitless_starts": 0} if error is None else {"error": error}
         with self._writing() as connection:
             connection.execute(sql.update(JOBS).where(JOBS.c.lease == claim.lease).values(values))
 
@@ -347,7 +366,7 @@ class JobQueue:
             engine = sql.create_engine(
                 self._url,
                 poolclass=sql.NullPool,  # a look now and then needs no connection kept open
-                connect_args={"timeout": BUSY_TIMEOUT_S} if is_sqlite else {},
+                connect_args={"timeout": BUSY_TIMEOUT_S} if is_sqlite else {"connect_timeout": CONNECT_TIMEOUT_S},
             )
         except (ImportError, NoSuchModuleError) as error:
             raise InvalidConfig(
@@ -365,10 +384,27 @@ class JobQueue:
         except IntegrityError:
             raise
         except DBAPIError as error:
-            raise QueueUnreachable(
-                f"the queue {self.shown} cannot be used ({str(error.orig).strip()}): check that it runs, and that this "
-                "process may write there"
-            ) from error
+            raise self._refusal(str(error.orig).strip()) from error
+        except OSError as error:  # of the file's folder
+            raise self._refusal(str(error)) from error
+
+    def _refusal(self, reason: str) -> QueueUnreachable:
+        """Return what the database's words mean."""
+        if re.search(r"disk is full|No space left|Disk quota|DiskFull", reason):
+            return QueueFull(
+                f"the disk of the jobs' database is full ({reason}): whoever operates this must free space there; then "
+                "try again",
+                path=self.shown,
+            )
+        if re.search(r"malformed|not a database|no such (table|column)|disk image", reason):
+            return QueueUnreachable(
+                f"the queue {self.shown} is damaged ({reason}): stop all servers and workers, restore it from a copy, "
+                "or move its files away to begin without jobs"
+            )
+        return QueueUnreachable(
+            f"the queue {self.shown} cannot be used ({reason}): check that it runs, and that this process may write "
+            "there"
+        )
 
     @contextmanager
     def _writing(self) -> Iterator[sql.Connection]:
@@ -382,7 +418,11 @@ class JobQueue:
 
     def _select(self, query: "sql.Select[Any]") -> list[Job]:
         with self._connected() as connection:
-            return [_job(row) for row in connection.execute(query).all()]
+            rows = connection.execute(query).all()
+        try:
+            return [_job(row) for row in rows]
+        except (ValueError, TypeError) as error:  # a field that this program did not write
+            raise self._refusal(f"malformed row: {error}") from error
 
 
 def unknown_job(job: str) -> UnknownJob:

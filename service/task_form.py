@@ -14,9 +14,11 @@ from starlette.exceptions import HTTPException
 
 from models.budget import parse_budget
 from models.errors import InvalidInput, InvalidRoute, UnsupportedMedia
+from models.files import held
 from models.names import TaskName, parse_task_name
 from models.release import require_task
 from models.route import Route
+from models.uploads import FORM_PREFIX
 from service.upload import check_length, counted
 
 NAME, DATA, BUDGET, PRIVATE, PARENTS = "name", "data", "budget", "private", "parents"
@@ -99,7 +101,7 @@ async def task_form(request: Request, allowed: tuple[str, ...], *, max_bytes: in
         raise InvalidInput(
             f"the form cannot be read ({error.detail}): it may have {', '.join(allowed)}, each once"
         ) from error
-    with tempfile.TemporaryDirectory(prefix="mu2net-upload-") as folder:
+    with tempfile.TemporaryDirectory(prefix=FORM_PREFIX) as folder, held(Path(folder)):
         try:
             yield await _checked(form, allowed, Path(folder))
         finally:
