@@ -27,6 +27,7 @@ from evolve.demo_client import SteadyClient, accuracy, latency_ms, wait_for_task
 from evolve.demo_report import MeasuredTask
 from models.commands import JsonOption
 from models.errors import PortInUse
+from models.family import PARENT_VARIABLE
 from models.figures import task_figures
 from models.names import TaskName
 from models.store import Store
@@ -135,7 +136,7 @@ def _server(store: Store, port: int, log: Path) -> Iterator[str]:
     """Run `mu2net serve` as a process and yield its address; stop it as Ctrl-C would."""
     command = [sys.executable, "-m", "models", "serve", str(store.folder), "--port", str(port)]
     with log.open("wb") as output:
-        environment = os.environ | {"MU2NET_ENGINE_THREADS": str(THREADS)}
+        environment = os.environ | {"MU2NET_ENGINE_THREADS": str(THREADS), PARENT_VARIABLE: str(os.getpid())}
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         try:
             yield f"http://127.0.0.1:{port}"

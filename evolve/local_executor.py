@@ -38,6 +38,7 @@ from evolve.task import Task
 from evolve.throughput import Phases
 from evolve.train import Trained, TrainPlan
 from models.cores import usable_cores
+from models.files import held
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -186,12 +187,13 @@ class LocalExecutor:
         unfinished = shared.activations.begin()
         todo = pieces(shared, sharing.data, plan)
         size = math.ceil(len(todo) / self.workers)
-        futures = [
-            self._submit(fill, shared, todo[at : at + size], unfinished, sharing.data, task, pool, plan)
-            for at in range(0, len(todo), size)
-        ]
-        seconds = sum(future.result() for future in futures)
-        shared.activations.finish(unfinished)
+        with held(unfinished):
+            futures = [
+                self._submit(fill, shared, todo[at : at + size], unfinished, sharing.data, task, pool, plan)
+                for at in range(0, len(todo), size)
+            ]
+            seconds = sum(future.result() for future in futures)
+            shared.activations.finish(unfinished)
         return seconds
 
     def _submit(

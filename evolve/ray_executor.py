@@ -39,6 +39,7 @@ from evolve.task import LabelledImages, Task
 from evolve.train import Trained, TrainPlan
 from models.cores import usable_cores
 from models.errors import ClusterLost, Mu2NetError
+from models.files import held
 from models.names import ComponentId
 
 RETRIES = 3  # of a candidate whose machine or process is lost
@@ -188,5 +189,6 @@ def _fill(sharing: Sharing, task: Task, pool: WeightPool, plan: TrainPlan) -> No
         if not shared.activations.is_complete:
             unfinished = shared.activations.begin()
             todo = pieces(shared, sharing.data, plan)
-            complete(fill(shared, todo, unfinished, sharing.data, task, pool, plan), plan.device)
-            shared.activations.finish(unfinished)
+            with held(unfinished):
+                complete(fill(shared, todo, unfinished, sharing.data, task, pool, plan), plan.device)
+                shared.activations.finish(unfinished)

@@ -7,14 +7,13 @@ the same inspection, splits and refusals.
 import csv
 import hashlib
 import os
-import secrets
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from models.errors import InvalidData
+from models.files import written_beside
 from models.image_folder import SPLIT_FOLDERS
 
 HUB_PREFIX = "hub:"
@@ -81,17 +80,14 @@ def _unpacked(key: str, images: Iterator[SourceImage], cache_folder: Path) -> Pa
     target = cache_folder / "sources" / hashlib.sha256(key.encode()).hexdigest()[:32]
     if target.exists():
         return target
-    temporary = target.with_name(f".new-{secrets.token_hex(8)}")
-    try:
+    with written_beside(target, is_folder=True) as temporary:
         for number, image in enumerate(images):
             folder = temporary / image.split / _folder_name(image.label)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{number:07d}{_suffix(image.data)}").write_bytes(image.data)
-        if not temporary.exists():
+        if not any(temporary.iterdir()):
             raise InvalidData("the table has no rows: give one with at least two classes of images")
         os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 

@@ -8,7 +8,6 @@ import hashlib
 import inspect
 import json
 import os
-import secrets
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from jaxtyping import Int64, UInt8
 from evolve.sequences import MIN_PAIRS, in_order, is_sequence
 from models import preprocess
 from models.errors import ImageTooLarge, InvalidConfig, InvalidData, InvalidImage
+from models.files import written_beside
 from models.image_folder import (
     DataLimits,
     ImageEntry,
@@ -80,10 +80,10 @@ class LabelledImages:
     def keep_pixels(self, pixels: UInt8[np.ndarray, "images image_size image_size 3"]) -> None:
         """Take what `pixels` returned on another machine instead of decoding the images."""
         path = self.cache_folder / f"{self._cache_key(pixels.shape[1])}.npy"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".new-{secrets.token_hex(8)}.npy")
-        np.save(temporary, pixels)
-        os.replace(temporary, path)
+        with written_beside(path) as temporary:
+            with temporary.open("r+b") as file:
+                np.save(file, pixels)
+            os.replace(temporary, path)
 
     def _cache_key(self, image_size: int) -> str:
         """Return a digest of all that decides about the pixels, the decoder included."""
@@ -91,16 +91,12 @@ class LabelledImages:
         return hashlib.sha256("\n".join([*self.digests, str(image_size), decoder]).encode()).hexdigest()
 
     def _decode(self, path: Path, shape: tuple[int, ...], progress: Progress | None) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".new-{secrets.token_hex(8)}")
-        try:
+        with written_beside(path) as temporary:
             array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
             _reserve(temporary)
             self._decode_into(array, progress)
             array.flush()
             os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _decode_into(self, array: np.ndarray, progress: Progress | None) -> None:
         problems: dict[str, str] = {}
@@ -373,10 +369,9 @@ def _looked_at(folder: ImageFolder, digests: Mapping[ImageEntry, str]) -> str:
 
 
 def _remember(path: Path, found: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".new-{secrets.token_hex(8)}")
-    temporary.write_text(json.dumps(found))
-    os.replace(temporary, path)
+    with written_beside(path) as temporary:
+        temporary.write_text(json.dumps(found))
+        os.replace(temporary, path)
 
 
 def _check_classes(kept: Mapping[ImageEntry, str], labels: Sequence[str], path: Path) -> None:

@@ -105,7 +105,8 @@ def main() -> None:
     try:
         build_app(next(iter(sys.argv[1:]), None))()
     except Mu2NetError as error:
-        _end(str(error), code=1)
+        path = getattr(error, "path", "")  # of what a disk refused
+        _end(f"{error} ({path})" if path else str(error), code=1)
     except OSError as error:  # no permission, a full disk: the system's own words say it best
         _end(f"the system refused: {error}; check the path, its permissions and the free space", code=1)
     except KeyboardInterrupt:  # before a command runs; afterwards typer ends with 130 itself

@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 
 from models.doomed import delete_old_marks, marked
 from models.errors import InvalidConfig
-from models.files import REFRESH_AGE_S, FileInfo
+from models.files import REFRESH_AGE_S, FileInfo, remove
 from models.names import TaskName
 from models.records import decode
 from models.release import Release
@@ -39,7 +39,7 @@ class Garbage:
 
     releases: tuple[FileInfo, ...]
     objects: tuple[FileInfo, ...]
-    leftovers: tuple[FileInfo, ...]  # of killed writers
+    leftovers: tuple[FileInfo, ...]  # of killed writers, files and folders at any depth
     kept_releases: tuple[int, ...]
 
     @property
@@ -78,8 +78,10 @@ def collect(store: Store, *, keep: int | None, grace_s: float, dry_run: bool = F
             garbage = _find(store, keep, young, among=planned)
             for info in (*garbage.releases, *garbage.objects):  # in this order: no release names what is gone
                 store.files.delete(info.name)
-        for info in (*garbage.objects, *garbage.leftovers):
+        for info in garbage.objects:
             store.local_files.delete(info.name)  # of a remote store, what was kept of it here
+        for info in garbage.leftovers:
+            remove(store.local_files.path(info.name))
     return garbage
 
 
@@ -94,11 +96,10 @@ def _find(store: Store, keep: int | None, young: float, among: Garbage | None = 
     needed: set[str] = set()
     for number in kept:
         needed |= release_objects(store, store.release(number))
-    leftovers = [info for folder in ("objects", "releases") for info in store.local_files.leftovers(folder)]
     return Garbage(
         releases=tuple(info for number, info in sorted(releases.items()) if number not in kept),
         objects=tuple(info for info in objects if info.name not in needed and info.modified_at < young),
-        leftovers=tuple(info for info in leftovers if info.modified_at < young),
+        leftovers=tuple(store.local_files.leftovers(older_than_s=time.time() - young)),
         kept_releases=tuple(sorted(kept)),
     )
 
@@ -144,7 +145,7 @@ def trim_cache(store: Store, in_use: Collection[str], *, grace_s: float = MIN_GR
     if not store.is_remote:
         return 0
     young = time.time() - grace_s
-    copies = [*store.local_files.infos("objects"), *store.local_files.leftovers("objects")]  # first, see `_find`
+    copies = store.local_files.infos("objects")  # first, see `_find`
     present = {info.name for info in store.files.infos("objects")}.union(in_use)
     garbage = [info for info in copies if info.name not in present and info.modified_at < young]
     for info in garbage:

@@ -27,8 +27,13 @@
     │   └── PublishConflict     the change no longer fits the current release
     ├── TaskBusy              another process or job evolves this task
     ├── TaskExists            a new task has a name that the release has already
+    ├── StorageFull           a disk or a quota is used up; trying again helps once there is space
+    │   └── QueueFull           that of the jobs' database
+    ├── StorageReadOnly       a folder or a file cannot be written to
     ├── LeaseLost             a worker's job was given to another, or is over
     ├── QueueUnreachable      the database of jobs fails; trying again may help
+    │   └── QueueFull           see StorageFull
+    ├── WorkerFailed          a worker ends because of its machine; the job that it had waits for another
     ├── ClusterLost           the Ray cluster cannot be reached, or loses candidates over and over
     ├── ExportMismatch        ONNX Runtime and torch disagree about a route
     ├── PrecisionLoss         a lower precision would cost a route more accuracy than is allowed
@@ -172,11 +177,35 @@ class TaskExists(Mu2NetError):
     pass
 
 
+class StorageFull(Mu2NetError):
+    """`path` is where, for those who operate this and not for those who ask over HTTP; it may be empty."""
+
+    def __init__(self, message: str, *, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class StorageReadOnly(Mu2NetError):
+    """As `StorageFull`."""
+
+    def __init__(self, message: str, *, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+
+
 class LeaseLost(Mu2NetError):
     pass
 
 
 class QueueUnreachable(Mu2NetError):
+    pass
+
+
+class QueueFull(StorageFull, QueueUnreachable):
+    pass
+
+
+class WorkerFailed(Mu2NetError):
     pass
 
 

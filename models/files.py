@@ -5,17 +5,20 @@ created only where there is none, and the pointer is replaced only if it is stil
 `models/remote_files.py` is the other kind of place.
 """
 
+import fcntl
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from filelock import FileLock
+
+from models.storage import STORE, writing
 
 REFRESH_AGE_S = 3600.0  # younger files need no touch: an object store has none, there it is a copy of the file
 TEMPORARY_PREFIX = ".new-"  # what a killed writer leaves behind begins so, and nothing reads it
@@ -120,33 +123,42 @@ class LocalFiles:
     def folders(self, folder: str) -> list[str]:
         return sorted(entry.name for entry in self._entries(folder) if entry.is_dir())
 
-    def leftovers(self, folder: str) -> list[FileInfo]:
-        """Return what killed writers left in `folder`, and what writers at work are about to name."""
-        entries = [entry for entry in self._entries(folder) if entry.name.startswith(TEMPORARY_PREFIX)]
-        return [info for entry in entries for info in _info(folder, entry)]
+    def leftovers(self, folder: str = "", *, older_than_s: float = 0.0) -> list[FileInfo]:
+        """Return what killed writers left below `folder` at any depth, files and folders; see `abandoned`."""
+        found = abandoned(self.path(folder), older_than_s=older_than_s)
+        return [FileInfo(path.relative_to(self.folder).as_posix(), size, at) for path, size, at in found]
+
+    def delete_leftovers(self, folder: str = "", *, older_than_s: float) -> int:
+        """Delete what `leftovers` returns; return the bytes."""
+        found = self.leftovers(folder, older_than_s=older_than_s)
+        for info in found:
+            remove(self.path(info.name))
+        return sum(info.size for info in found)
 
     def _entries(self, folder: str) -> list["os.DirEntry[str]"]:
         return list(os.scandir(self.path(folder))) if self.path(folder).is_dir() else []
 
     def create(self, name: str, data: bytes) -> None:
         target = self.path(name)
-        temporary = _write_beside(target, data)
-        try:
+        with self._writing(), written_beside(target) as temporary:
+            _fill(temporary, data)
             os.link(temporary, target)  # unlike a rename, a link never replaces
-        finally:
-            temporary.unlink()
-        _sync_folder(target.parent)
+            _sync_folder(target.parent)
 
     def replace(self, name: str, data: bytes) -> None:
         target = self.path(name)
-        os.replace(_write_beside(target, data), target)
-        _sync_folder(target.parent)
+        with self._writing(), written_beside(target) as temporary:
+            _fill(temporary, data)
+            os.replace(temporary, target)
+            _sync_folder(target.parent)
 
     def put_file(self, name: str, source: Path) -> None:
-        copy_file(source, self.path(name))
+        with self._writing():
+            copy_file(source, self.path(name))
 
     def fetch(self, name: str, target: Path) -> None:
-        copy_file(self.path(name), target)
+        with self._writing():
+            copy_file(self.path(name), target)
 
     def swap(self, name: str, change: Callable[[bytes], bytes]) -> None:
         """As everywhere; the caller holds `lock`, so nobody can be faster."""
@@ -155,39 +167,120 @@ class LocalFiles:
     def touch(self, name: str) -> None:
         path = self.path(name)
         if time.time() - path.stat().st_mtime > REFRESH_AGE_S:
-            os.utime(path)
+            with self._writing():
+                os.utime(path)
 
     def delete(self, name: str) -> None:
-        self.path(name).unlink(missing_ok=True)
+        with self._writing():
+            self.path(name).unlink(missing_ok=True)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the store's one writer lock, freed by the system if this process dies."""
-        with FileLock(self.path("LOCK")):
+        lock = FileLock(self.path("LOCK"))
+        with self._writing():
+            lock.acquire()
+        try:
             yield
+        finally:
+            lock.release()
+
+    def _writing(self) -> AbstractContextManager[None]:
+        return writing(STORE, self.folder)
 
 
 def copy_file(source: Path, target: Path) -> None:
     """Make `target` a copy that only this user may read; it appears whole and on disk."""
-    temporary = _beside(target)
-    try:
-        with source.open("rb") as reading, open(temporary, "xb", opener=_private) as file:
+    with written_beside(target, mode=0o600) as temporary:
+        with source.open("rb") as reading, temporary.open("r+b") as file:
             shutil.copyfileobj(reading, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(target.parent)
+        _sync_folder(target.parent)
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+@contextmanager
+def written_beside(target: Path, *, mode: int | None = None, is_folder: bool = False) -> Iterator[Path]:
+    """Make an empty file or folder beside `target`, to be filled and then renamed or linked to it.
 
+    If it is still there when the block ends, it is deleted. Until then this process holds a lock on it, which the
+    system frees if the process dies: so `abandoned` knows what nobody writes any more.
 
-def _beside(target: Path) -> Path:
+    Args:
+        target: what it is to become; its folder is made if missing.
+        mode: of the file; None for what this process gives its files.
+        is_folder: make a folder instead, which only this user may enter.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    return target.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
+    temporary = target.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
+    if is_folder:
+        temporary.mkdir(mode=0o700)
+    else:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666 if mode is None else mode))
+    try:
+        with held(temporary):
+            yield temporary
+    finally:
+        remove(temporary)
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold the lock on a file or folder by which `abandoned` knows that it has a writer."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no locks: there the age alone decides
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def abandoned(
+    folder: Path, *, older_than_s: float, prefixes: Sequence[str] = (TEMPORARY_PREFIX,), is_deep: bool = True
+) -> list[tuple[Path, int, float]]:
+    """Return what killed writers left: what begins with one of `prefixes`, is old enough, and has no writer.
+
+    Returns:
+        Of each file or folder the path, the bytes, and when it was written last in seconds of Unix time.
+    """
+    limit = time.time() - older_than_s
+    found = []
+    for place, folders, files in os.walk(folder):
+        inside = [name for name in folders if name.startswith(tuple(prefixes))]
+        for name in [*inside, *(name for name in files if name.startswith(tuple(prefixes)))]:
+            path = Path(place, name)
+            with suppress(OSError):  # gone meanwhile, or another user's
+                parts = [path, *path.rglob("*")] if path.is_dir() and not path.is_symlink() else [path]
+                states = [part.lstat() for part in parts]
+                written_at = max(state.st_mtime for state in states)
+                if written_at <= limit and not _has_writer(path):
+                    found.append((path, sum(state.st_size for state in states), written_at))
+        folders[:] = [name for name in folders if is_deep and name not in inside]
+    return sorted(found)
+
+
+def _has_writer(path: Path) -> bool:
+    """Whether a process holds the lock of `held` on a file or folder."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no locks here
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _info(folder: str, entry: "os.DirEntry[str]") -> list[FileInfo]:
@@ -199,13 +292,11 @@ def _info(folder: str, entry: "os.DirEntry[str]") -> list[FileInfo]:
     return [FileInfo(f"{folder}/{entry.name}", status.st_size, status.st_mtime)]
 
 
-def _write_beside(target: Path, data: bytes) -> Path:
-    temporary = _beside(target)
-    with temporary.open("xb") as file:
+def _fill(path: Path, data: bytes) -> None:
+    with path.open("r+b") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    return temporary
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,6 +8,7 @@ those of the queue's database, so machines need no common clock.
 """
 
 import json
+import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,15 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModu
 from sqlalchemy.ext.compiler import compiles
 
 from models.budget import DEFAULT_BUDGET, parse_budget
-from models.errors import InvalidConfig, LeaseLost, QueueUnreachable, QuotaExceeded, TaskBusy, UnknownJob
+from models.errors import (
+    InvalidConfig,
+    LeaseLost,
+    QueueFull,
+    QueueUnreachable,
+    QuotaExceeded,
+    TaskBusy,
+    UnknownJob,
+)
 from models.names import TaskName
 from models.store import Store
 
@@ -29,11 +38,14 @@ JobKind = Literal["add", "iterate"]
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 
 LEASE_S = 15.0  # after which a silent worker's job is taken up by another
-# The database's clock may be set back. A lease that ends later than any made now could is void: a living worker
-# renews it within seconds, and a dead one never does.
-CLOCK_SLACK_S = 1.0
-# A job whose workers die this often in a row without one more candidate is given up: it may be what kills them.
+# Nobody sets a lease that ends later than a whole one from now. One that does was set before the database's clock
+# stepped back, and could otherwise never run out. Its worker, if it lives, renews it within seconds. Smaller steps
+# only let the lease last longer by as much.
+MAX_LEASE_S = 2 * LEASE_S
+# A job whose workers die, or meet an error of their machine, this often in a row without one more candidate is given
+# up: it may be what kills them.
 MAX_FRUITLESS_STARTS = 10
+CONNECT_TIMEOUT_S = 5  # to a PostgreSQL that may accept and never answer
 BUSY_TIMEOUT_S = 30.0  # that SQLite waits for another writer
 QUOTA_RETRY_S = 300.0  # jobs take minutes: a client that is refused need not ask every second
 WAITING, FINISHED = "waiting for a worker", "finished"
@@ -324,7 +336,7 @@ class JobQueue:
         return Claim(job, lease)
 
     def is_given_up(self, claim: Claim) -> bool:
-        """Whether too many workers died in this job without one more candidate."""
+        """Whether too many workers died in this job, or met errors of their machines, without one more candidate."""
         with self._connected() as connection:
             starts = connection.execute(sql.select(JOBS.c.fruitless_starts).where(JOBS.c.lease == claim.lease))
             return bool((starts.scalar() or 0) > MAX_FRUITLESS_STARTS)
@@ -350,9 +362,15 @@ class JobQueue:
         values = {"state": state, "error": error, "phase": FINISHED, "seconds_left": None, "ended": NOW, "lease": None}
         self._change(claim, values)
 
-    def give_back(self, claim: Claim) -> None:
-        """Let another worker go on with the job; nothing happens if it is held no more."""
-        values = {"state": "queued", "phase": WAITING, "lease": None, "fruitless_starts": 0}
+    def give_back(self, claim: Claim, error: str | None = None) -> None:
+        """Let another worker go on with the job; nothing happens if it is held no more.
+
+        Args:
+            claim: the worker's.
+            error: what kept its machine from the job; None if nothing did. It is told until a worker ends the job.
+        """
+        values: dict[str, object] = {"state": "queued", "phase": WAITING, "lease": None, "seconds_left": None}
+        values |= {"fruitless_starts": 0} if error is None else {"error": error}
         with self._writing() as connection:
             connection.execute(sql.update(JOBS).where(JOBS.c.lease == claim.lease).values(values))
 
@@ -390,7 +408,7 @@ class JobQueue:
             engine = sql.create_engine(
                 self._url,
                 poolclass=sql.NullPool,  # a look now and then needs no connection kept open
-                connect_args={"timeout": BUSY_TIMEOUT_S} if is_sqlite else {},
+                connect_args={"timeout": BUSY_TIMEOUT_S} if is_sqlite else {"connect_timeout": CONNECT_TIMEOUT_S},
             )
         except (ImportError, NoSuchModuleError) as error:
             raise InvalidConfig(
@@ -409,10 +427,27 @@ class JobQueue:
         except IntegrityError:
             raise
         except DBAPIError as error:
-            raise QueueUnreachable(
-                f"the queue {self.shown} cannot be used ({str(error.orig).strip()}): check that it runs, and that this "
-                "process may write there"
-            ) from error
+            raise self._refusal(str(error.orig).strip()) from error
+        except OSError as error:  # of the file's folder
+            raise self._refusal(str(error)) from error
+
+    def _refusal(self, reason: str) -> QueueUnreachable:
+        """Return what the database's words mean."""
+        if re.search(r"disk is full|No space left|Disk quota|DiskFull", reason):
+            return QueueFull(
+                f"the disk of the jobs' database is full ({reason}): whoever operates this must free space there; then "
+                "try again",
+                path=self.shown,
+            )
+        if re.search(r"malformed|not a database|no such (table|column)|disk image", reason):
+            return QueueUnreachable(
+                f"the queue {self.shown} is damaged ({reason}): stop all servers and workers, restore it from a copy, "
+                "or move its files away to begin without jobs"
+            )
+        return QueueUnreachable(
+            f"the queue {self.shown} cannot be used ({reason}): check that it runs, and that this process may write "
+            "there"
+        )
 
     @contextmanager
     def _writing(self) -> Iterator[sql.Connection]:
@@ -426,12 +461,18 @@ class JobQueue:
 
     def _select(self, query: "sql.Select[Any]") -> list[Job]:
         with self._connected() as connection:
-            return [_job(row) for row in connection.execute(query).all()]
+            rows = connection.execute(query).all()
+        try:
+            return [_job(row) for row in rows]
+        except (ValueError, TypeError) as error:  # a field that this program did not write
+            raise self._refusal(f"malformed row: {error}") from error
 
 
 def _is_free(jobs: sql.FromClause) -> "sql.ColumnElement[bool]":
-    """Whether nobody works on a job: it was never taken up, was given back, or its worker is dead."""
-    is_void = sql.or_(jobs.c.leased_until < NOW, jobs.c.leased_until > NOW + LEASE_S + CLOCK_SLACK_S)
+    """Whether nobody works on a job: it was never taken up, was given back, or its lease has run
+    out, which it counts as having done where the clock was set back."""
+    until = jobs.c.leased_until
+    is_void = sql.or_(until < NOW, until > NOW + MAX_LEASE_S, until.is_(None))
     return sql.or_(jobs.c.state == "queued", sql.and_(jobs.c.state == "running", is_void))
 
 

@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import fsspec
 from fsspec.utils import get_protocol
 
 from models.errors import InvalidConfig, StoreUnreachable
-from models.files import REFRESH_AGE_S, TEMPORARY_PREFIX, FileChanged, FileInfo
+from models.files import REFRESH_AGE_S, FileChanged, FileInfo, written_beside
+from models.storage import CACHE, FULL, writing
 
 WRITABLE = ("memory", "s3")
 MEMORY_LOCK = threading.Lock()  # of the one memory:// that a process has
@@ -102,12 +102,10 @@ class RemoteFiles:
             self._system.put_file(str(source), self._path(name))
 
     def fetch(self, name: str, target: Path) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=target.parent, prefix=TEMPORARY_PREFIX) as folder:  # only this user may enter
+        with writing(CACHE, target.parent), written_beside(target, mode=0o600) as temporary:
             with self._reaching(name):
-                self._system.get_file(self._path(name), f"{folder}/copy")
-            os.chmod(f"{folder}/copy", 0o600)
-            os.replace(f"{folder}/copy", target)
+                self._system.get_file(self._path(name), str(temporary))
+            os.replace(temporary, target)
 
     def swap(self, name: str, change: Callable[[bytes], bytes]) -> None:
         self._check_writable()
@@ -162,6 +160,8 @@ class RemoteFiles:
         except (FileNotFoundError, FileExistsError, FileChanged):
             raise
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in FULL:  # of this machine, where a copy was written
+                raise
             raise StoreUnreachable(
                 f"{self.shown(name)} cannot be reached ({type(error).__name__}: {error}): check the network, the "
                 "address and the credentials"

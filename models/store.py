@@ -125,9 +125,7 @@ class Store:
         return store
 
     @classmethod
-    def open(
-        cls, location: str | Path, *, cache: Path | None = None, decoded: DecodedRecords | None = None
-    ) -> "Store":
+    def open(cls, location: str | Path, *, cache: Path | None = None, decoded: DecodedRecords | None = None) -> "Store":
         """Open an existing store.
 
         Args:

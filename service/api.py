@@ -7,23 +7,27 @@ bound. Each can be switched on again: BENTOML_CONFIG_OPTIONS='services.mu2net.lo
 """
 
 import gc
+import os
+import signal
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import bentoml
 from bentoml._internal.configuration.containers import BentoMLContainer  # nothing public has its tracer provider
 from bentoml.exceptions import BentoMLException
+from circus.sighandler import SysHandler  # type: ignore[import-untyped]
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from models.errors import InvalidConfig, NotReady
+from models.family import end_with_parent
 from service import errors, views
 from service.http import create_app
 from service.logs import write_json_logs
-from service.metrics import Metrics
+from service.metrics import Metrics, forget_dead_processes
 from service.runtime import start_runtime
 from service.server import Server, build_server
-from service.settings import load_settings, traces_endpoint
+from service.settings import become_parent, load_settings, metrics_folder, traces_endpoint
 
 app = create_app()
 UNTRACED = [r"^[^/]+//[^/]+/(livez|readyz|healthz|metrics)$"]  # asked every few seconds
@@ -39,6 +43,15 @@ def tracing(endpoint: str | None) -> dict[str, object]:
         "excluded_urls": UNTRACED,
         "otlp": {"protocol": "http", "endpoint": endpoint},
     }
+
+
+def end_on_hang_up() -> None:
+    """Have BentoML's parent process take SIGHUP, a closed terminal, for SIGTERM; its own handler would reload.
+
+    One that was started to outlive its terminal, by nohup, goes on as it is.
+    """
+    is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    SysHandler.handle_hup = SysHandler.handle_winch if is_ignored else SysHandler.handle_term
 
 
 async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,17 +73,26 @@ class Mu2Net:
 
     def __init__(self) -> None:
         write_json_logs()
+        settings = load_settings()
+        if settings.parent not in (None, os.getpid()):  # the latter where BentoML serves within its own process
+            end_with_parent(settings.parent)
+        forget_dead_processes(metrics_folder())
         # not set for the whole process: FastAPI would make spans of its own, the request's a second time
         tracer = BentoMLContainer.tracer_provider.get().get_tracer("mu2net")
-        self._server: Server = build_server(load_settings(), Metrics(), tracer)
+        self._server: Server = build_server(settings, Metrics(), tracer)
         app.state.server = self._server
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
     def check() -> None:
-        """Refuse wrong settings once, before any worker starts and is started again."""
+        """Refuse wrong settings once, before any worker starts and is started again; tie the processes together."""
         try:
-            if load_settings().device == "cuda":  # tried in a process of its own, which gives the device back
+            settings = load_settings()
+            end_on_hang_up()
+            if settings.parent is not None:
+                end_with_parent(settings.parent)
+            become_parent()
+            if settings.device == "cuda":  # tried in a process of its own, which gives the device back
                 with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                     pool.submit(start_runtime, "cuda", 1).result()
         except InvalidConfig as error:

@@ -6,9 +6,11 @@ import ipaddress
 import os
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
+import psutil
 import typer
 
 from models.errors import InvalidConfig, PortInUse
@@ -37,14 +39,15 @@ def serve(
     settings = load_settings(store)
     opened = Store.open(store, cache=settings.cache)
     opened.routes(opened.release())  # reads every record, so that a damaged store is told here
-    home = Path.home() / ".cache" / "mu2net" / f"serve-{port}"  # BentoML's metrics; two servers must not share them
+    # BentoML's metrics, which two servers must not share
+    home = Path.home() / ".cache" / "mu2net" / f"serve-{address.replace(':', '_')}-{port}"
     check_port(address, port)
     reserve(home, address, port)
     place = store if is_url(store) else str(Path(store).resolve())
     environment = server_environment(store=place, bind_address=address, bentoml_home=home)
     sys.stdout.flush()
     if with_worker:
-        sys.exit(run_both(bentoml_command(address, port), worker_command(place), environment))
+        sys.exit(run_both(bentoml_command(address, port), worker_command(place), environment, parent=settings.parent))
     os.execve(sys.executable, bentoml_command(address, port), dict(environment))
 
 
@@ -73,25 +76,59 @@ def parse_address(host: str) -> str:
 
 
 def reserve(home: Path, address: str, port: int) -> None:
-    """Lock `home` until this process ends, the server that it becomes included.
+    """Lock the port at an address until this process ends, the server that it becomes included.
 
-    Two servers that start at once would both find the port free, and the later one fail within BentoML.
+    Two servers that start at once would both find the port free, and the later one fail within BentoML. Servers at
+    different addresses do not disturb one another, unless one of them listens at all of them.
 
     Raises:
-        PortInUse: another server of ours has the port, or is about to.
+        PortInUse: another server of ours has the port there, or is about to.
     """
-    home.mkdir(parents=True, exist_ok=True)
-    lock = os.open(home / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+    ip = ipaddress.ip_address(address)
+    shared = home.parent / f"port-{ip.version}-{port}.lock"
+    _lock(shared, address, port, fcntl.LOCK_EX if ip.is_unspecified else fcntl.LOCK_SH)
+    _lock(home / "lock", address, port, fcntl.LOCK_EX)
+
+
+def _lock(path: Path, address: str, port: int, operation: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
     os.set_inheritable(lock, True)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, operation | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(lock)
         raise _port_in_use(address, port) from error
 
 
 def _port_in_use(address: str, port: int) -> PortInUse:
-    return PortInUse(f"port {port} on {address} is in use by another program: stop it, or choose another with --port")
+    return PortInUse(
+        f"port {port} on {address} is in use by {_listener(address, port)}: stop it, or choose another with --port"
+    )
+
+
+def _listener(address: str, port: int) -> str:
+    """Return which process listens there, as far as the system tells this user."""
+    try:
+        found = [
+            connection.pid
+            for connection in psutil.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN
+            and connection.laddr.port == port
+            and _meet(connection.laddr.ip, address)
+        ]
+    except (psutil.Error, OSError):
+        found = []
+    for pid in sorted(pid for pid in found if pid is not None):
+        with suppress(psutil.Error):
+            return f"process {pid} ({' '.join(psutil.Process(pid).cmdline())[:200]})"
+    return "another program" if found else "a server that is about to start"
+
+
+def _meet(listening: str, wanted: str) -> bool:
+    """Whether a socket at one address keeps another from being bound."""
+    first, second = ipaddress.ip_address(listening.split("%")[0]), ipaddress.ip_address(wanted.split("%")[0])
+    return first == second or first.is_unspecified or second.is_unspecified
 
 
 def check_port(address: str, port: int) -> None:

@@ -1,5 +1,6 @@
 """Errors as HTTP answers: one table of statuses, and `application/problem+json` (RFC 9457) for all of them."""
 
+import logging
 import math
 from http import HTTPStatus
 from typing import Any
@@ -11,11 +12,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from models import errors
+from models.storage import TEMPORARY, storage_error
 from service.schemas import Problem
 
 PROBLEM_JSON = "application/problem+json"
 NOT_READY_RETRY_S = 1  # how often a server looks for a release by default
 CLIENT_GONE = 499  # nginx's number; nobody reads the answer, only the metrics
+
+log = logging.getLogger("mu2net.request")
 
 # The nearest class in an error's own line of descent decides.
 STATUS: dict[type[errors.Mu2NetError], HTTPStatus] = {
@@ -31,6 +35,8 @@ STATUS: dict[type[errors.Mu2NetError], HTTPStatus] = {
     errors.StoreError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.TaskBusy: HTTPStatus.CONFLICT,
     errors.TaskExists: HTTPStatus.CONFLICT,
+    errors.StorageFull: HTTPStatus.INSUFFICIENT_STORAGE,
+    errors.StorageReadOnly: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.QueueUnreachable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.WritingIsOff: HTTPStatus.FORBIDDEN,
     errors.KeyNeeded: HTTPStatus.UNAUTHORIZED,
@@ -64,7 +70,7 @@ def problem_of(error: errors.Mu2NetError) -> JSONResponse:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     if isinstance(error, errors.NotReady):
         headers["retry-after"] = str(NOT_READY_RETRY_S)
-    if isinstance(error, errors.UploadTooSlow | errors.RequestTooLarge | errors.BodiesFull):
+    if isinstance(error, errors.UploadTooSlow | errors.RequestTooLarge | errors.BodiesFull | errors.StorageFull):
         headers["connection"] = "close"  # else the server would go on reading what it does not want
     if isinstance(error, errors.KeyNeeded):
         headers["www-authenticate"] = "Bearer"
@@ -82,7 +88,17 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(errors.Mu2NetError)
     async def expected(_: Request, error: errors.Mu2NetError) -> JSONResponse:
+        if isinstance(error, errors.StorageFull | errors.StorageReadOnly):  # the path is not for who asks
+            log.error("%s (%s)", error, error.path or "path unknown")
         return problem_of(error)
+
+    @app.exception_handler(OSError)
+    async def by_system(request: Request, error: OSError) -> JSONResponse:
+        """Answer what a disk refused. The store's files and the queue say it themselves; the framework's are left."""
+        refused = storage_error(error, TEMPORARY)
+        if refused is None:
+            raise error
+        return await expected(request, refused)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:

@@ -1,9 +1,13 @@
 """What the server counts, for Prometheus. Labels are bounded: a task's name, never what a stranger typed."""
 
+import os
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
+import psutil
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from models.names import SubgraphId
 from service.engine import LoadedRoute
@@ -13,6 +17,9 @@ PRIVATE_TASK = "-private"  # of all private tasks, whose names are not told
 LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 DIGEST_DIGITS = 12  # of a subgraph's digest in a label; whole ones would only make the page long
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+LIVE_GAUGES = re.compile(r"gauge_live[a-z]+_(\d+)\.db")  # prometheus_client's name for a process's file of them
 
 
 def task_label(loaded: LoadedRoute) -> str:
@@ -105,6 +112,31 @@ class Metrics:
         """Return all metrics as text; those of every worker process if they share them in `shared_folder`."""
         if shared_folder is None:
             return generate_latest(self._registry)
+        forget_dead_processes(shared_folder)
         together = CollectorRegistry()
         MultiProcessCollector(together, path=shared_folder)  # type: ignore[no-untyped-call]
         return generate_latest(together)
+
+
+def forget_dead_processes(shared_folder: str | None) -> None:
+    """Drop the gauges of processes that serve no more from what workers share; what was counted stays.
+
+    A killed process cannot do so itself, and an alert on its last value would never end.
+    """
+    if shared_folder is None:
+        return
+    names = [LIVE_GAUGES.fullmatch(path.name) for path in Path(shared_folder).glob("gauge_live*")]
+    for pid in {int(name[1]) for name in names if name}:
+        if not _is_serving(pid):
+            mark_process_dead(pid, shared_folder)  # type: ignore[no-untyped-call]
+
+
+def _is_serving(pid: int) -> bool:
+    """Whether `pid` is this process or another worker of its parent: a dead one's id may be another program's."""
+    if pid == os.getpid():
+        return True
+    try:
+        process = psutil.Process(pid)
+        return bool(process.ppid() == os.getppid() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False

@@ -18,7 +18,6 @@ import logging
 import os
 import platform
 import shutil
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -27,7 +26,9 @@ from pathlib import Path
 
 import onnxruntime as ort
 
+from models.files import written_beside
 from models.names import SubgraphId
+from models.uploads import drop_leftovers
 from service.external_data import Entries, move_weights
 from service.runtime import CPU, Runtime
 
@@ -90,8 +91,8 @@ class PreparedGraphs:
     def _prepare(self, subgraph: SubgraphId, source: Path) -> Path:
         self._folder.mkdir(parents=True, exist_ok=True)
         weights: dict[str, None] = {}
-        with tempfile.TemporaryDirectory(dir=self._folder, prefix=".new-") as made:
-            packed = self._runtime.save_prepared(source, Path(made) / "graph.onnx")
+        with written_beside(self._folder / "graph", is_folder=True) as made:
+            packed = self._runtime.save_prepared(source, made / "graph.onnx")
 
             def move(entries: Entries) -> Entries:
                 begin, end = _extent(entries)
@@ -99,7 +100,7 @@ class PreparedGraphs:
                 weights[name] = None
                 return _moved(entries, name, -begin)
 
-            graph = move_weights((Path(made) / "graph.onnx").read_bytes(), move)
+            graph = move_weights((made / "graph.onnx").read_bytes(), move)
         name = self._keep(graph, "onnx")
         self._replace(f"{subgraph}.json", json.dumps([name, *weights]).encode())
         return self._folder / name
@@ -113,9 +114,9 @@ class PreparedGraphs:
 
     def _replace(self, name: str, data: bytes) -> None:
         """Write a file that appears whole; a session that has the old one mapped keeps it."""
-        with tempfile.NamedTemporaryFile(dir=self._folder, prefix=".new-", delete=False) as file:
-            file.write(data)
-        os.replace(file.name, self._folder / name)
+        with written_beside(self._folder / name, mode=0o600) as temporary:
+            temporary.write_bytes(data)
+            os.replace(temporary, self._folder / name)
 
     def trim(self, in_use: Iterable[SubgraphId]) -> int:
         """Delete what no server of this machine has used for a month, of whatever version; return the bytes."""
@@ -124,7 +125,7 @@ class PreparedGraphs:
                 for name in [f"{subgraph}.json", *json.loads((self._folder / f"{subgraph}.json").read_text())]:
                     os.utime(self._folder / name)
         old = time.time() - UNUSED_S
-        freed = 0
+        freed = drop_leftovers(self._all)
         for path in self._all.glob("*/*"):
             with suppress(OSError):  # another server trims too
                 status = path.stat()

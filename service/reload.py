@@ -20,6 +20,7 @@ from models.collect import trim_cache
 from models.errors import Mu2NetError, kind_of
 from models.names import SubgraphId
 from models.store import Store, object_name, route_objects
+from models.uploads import drop_leftovers
 from service.golden import Proofs, RunRows
 from service.memory import give_back, resident_bytes
 from service.metrics import Metrics
@@ -255,6 +256,7 @@ class Watcher:
             return
         self._trim_at = time.monotonic() + TRIM_PAUSE_S
         self._pool.trim()
+        drop_leftovers(self._store.folder)
         routes = [route for held in self._residents.held for route in held.routes.values()]
         in_use = {name for route in routes for name in (*route_objects(route.route), object_name(route.id, "json"))}
         try:

@@ -4,6 +4,7 @@ An unknown `MU2NET_` name is refused, since a misspelt limit that is silently ig
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -12,12 +13,28 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.errors import InvalidConfig
+from models.family import PARENT_VARIABLE
 from models.preprocess import ImageLimits
 from service.addresses import parse_networks
 from service.rate_limit import RATE
 
 PREFIX = "MU2NET_"
 SHARES = 3  # of such one client may hold one, see service/places.py
+# What Kubernetes sets in every pod for a Service whose name begins with mu2net: name and value as its documentation
+# has them, so that a setting of the same form, such as MU2NET_PORT=3000, stays unknown.
+_ADDRESS = r"[0-9a-fA-F.:]+"
+_PROTOCOL = r"(?:TCP|UDP|SCTP)"
+_SERVICE_VARIABLES = [
+    (re.compile(rf"{PREFIX}(?:[A-Z0-9_]+_)?{name}"), re.compile(value))
+    for name, value in {
+        "SERVICE_HOST": _ADDRESS,
+        "SERVICE_PORT(?:_[A-Z0-9_]+)?": r"\d+",
+        rf"PORT(?:_\d+_{_PROTOCOL})?": rf"{_PROTOCOL.lower()}://\[?{_ADDRESS}\]?:\d+",
+        rf"PORT_\d+_{_PROTOCOL}_PROTO": _PROTOCOL.lower(),
+        rf"PORT_\d+_{_PROTOCOL}_PORT": r"\d+",
+        rf"PORT_\d+_{_PROTOCOL}_ADDR": _ADDRESS,
+    }.items()
+]
 
 
 class Settings(BaseSettings):
@@ -51,6 +68,7 @@ class Settings(BaseSettings):
     )
     resident_releases: int = Field(2, ge=1, le=100, description="releases in memory: the live one and those before it")
     bind_address: str = Field("", description="IP address that the server binds, set by 'mu2net serve'")
+    parent: int | None = Field(None, ge=1, description="process whose end ends this one, set by what starts it")
     log_requests: bool = Field(False, description="log a line for each request; failures of the server always are")
     traces: str | None = Field(
         None,
@@ -90,7 +108,11 @@ def load_settings(store: str | None = None) -> Settings:
         InvalidConfig: an unknown `MU2NET_` name, a value out of range, or no store.
     """
     known = {PREFIX + name.upper() for name in Settings.model_fields}
-    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    unknown = sorted(
+        name
+        for name, value in os.environ.items()
+        if name.startswith(PREFIX) and name not in known and not is_of_kubernetes(name, value)
+    )
     if unknown:
         raise InvalidConfig(f"unknown setting {', '.join(unknown)}; known settings: {', '.join(sorted(known))}")
     try:
@@ -116,6 +138,11 @@ def _require_room_for_a_body(settings: Settings) -> None:
             )
 
 
+def is_of_kubernetes(name: str, value: str) -> bool:
+    """Whether Kubernetes sets this variable for a Service, so that it is no setting."""
+    return any(names.fullmatch(name) and values.fullmatch(value) for names, values in _SERVICE_VARIABLES)
+
+
 def _problems(error: ValidationError) -> list[str]:
     lines = []
     for problem in error.errors(include_url=False):
@@ -133,6 +160,11 @@ def server_environment(*, store: str, bind_address: str, bentoml_home: Path) -> 
     """
     own = {"MU2NET_STORE": store, "MU2NET_BIND_ADDRESS": bind_address, "BENTOML_DO_NOT_TRACK": "True"}
     return {"BENTOML_HOME": str(bentoml_home)} | os.environ | own
+
+
+def become_parent() -> None:
+    """Have the processes that this one starts from now on end with it, see `Settings.parent`."""
+    os.environ[PARENT_VARIABLE] = str(os.getpid())
 
 
 def traces_endpoint() -> str | None:

@@ -15,9 +15,11 @@ from starlette.formparsers import MultiPartException
 
 from models.budget import parse_budget
 from models.errors import InvalidInput, InvalidRoute, UnsupportedMedia
+from models.files import held
 from models.names import TaskName, parse_task_name
 from models.release import require_task
 from models.route import Route
+from models.uploads import FORM_PREFIX
 from service.multipart import FormParser
 from service.upload import check_length, counted
 
@@ -106,7 +108,7 @@ async def task_form(request: Request, allowed: tuple[str, ...], *, max_bytes: in
     except (HTTPException, MultiPartException) as error:  # Starlette's ways of saying that the body is broken
         told = error.detail if isinstance(error, HTTPException) else error.message
         raise InvalidInput(f"the form cannot be read ({told}): it may have {', '.join(allowed)}, each once") from error
-    with tempfile.TemporaryDirectory(prefix="mu2net-upload-") as folder:
+    with tempfile.TemporaryDirectory(prefix=FORM_PREFIX) as folder, held(Path(folder)):
         try:
             yield await _checked(form, allowed, Path(folder))
         finally:

@@ -1,9 +1,10 @@
-"""A server with a worker beside it, as two processes that live and end together.
+"""A server with a worker beside it, as two processes that live and end together with the one that started them.
 
 The worker is started again whenever it dies; its job goes on then. The server never is: whoever started this
 is to see that it ended.
 """
 
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from importlib.util import find_spec
 from types import FrameType
 
 from models.errors import InvalidConfig
+from models.family import PARENT_VARIABLE, end_with_parent
 
 WATCH_S = 0.2
 PAUSE_S = 2.0  # before a worker that died is started again
@@ -30,16 +32,25 @@ def worker_command(store: str) -> list[str]:
     return [sys.executable, "-m", "models", "worker", store]
 
 
-def run_both(server: Sequence[str], worker: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run both until the server ends or this process is told to stop; return the server's exit status."""
+def run_both(
+    server: Sequence[str], worker: Sequence[str], environment: Mapping[str, str], *, parent: int | None = None
+) -> int:
+    """Run both until the server ends, this process is told to stop, its terminal is closed or `parent` has ended.
+
+    Returns the server's exit status. If this process is killed, both end by themselves.
+    """
     is_stopping = False
+    environment = {**environment, PARENT_VARIABLE: str(os.getpid())}
+    if parent is not None:
+        end_with_parent(parent, grace_s=3 * GRACE_S)
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal is_stopping
         is_stopping = True
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, stop)
 
     def start_worker() -> "subprocess.Popen[bytes]":
         # in a session of its own, which it puts behind the server's, and where Ctrl-C comes from here alone
