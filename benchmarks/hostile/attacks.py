@@ -24,7 +24,8 @@ from benchmarks.hostile.target import PRIVATE, TASK, WIDE
 ADDRESSES = tuple(f"127.0.0.{last}" for last in range(2, 10))
 ANSWER_S = 60.0  # that an attacker waits for an answer
 DROP_S = 5.0  # between two bytes of a request that is held
-PAUSE_S = 0.05  # before an attacker who was shut out tries again
+PAUSE_S = 0.05  # before an attacker whose connection was closed tries again
+SHUT_OUT_S = 1.0  # the same of one that holds hundreds of connections
 MIB = 2**20
 
 
@@ -130,7 +131,7 @@ async def hold(aim: Aim, address: str, outcome: Outcome, begin: bytes, *, drop: 
                     except TimeoutError:
                         writer.write(drop)
                 outcome.note(answer)
-        await asyncio.sleep(PAUSE_S)
+        await asyncio.sleep(SHUT_OUT_S)
 
 
 async def together(*calls: Forever) -> None:
