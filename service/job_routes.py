@@ -22,7 +22,7 @@ from models.release import require_task
 from models.route import Route
 from models.uploads import Uploads, drop_unused
 from service import errors
-from service.access import Caller, allow, server_of
+from service.access import Caller, allow, asks_store, server_of
 from service.schemas import JobAnswer, JobList, JobView, Removed
 from service.server import Server
 from service.task_form import BUDGET, DATA, NAME, PARENTS, PRIVATE, TaskForm, task_form
@@ -59,7 +59,7 @@ def _add_tasks(app: FastAPI) -> None:
         server = server_of(request)
         async with task_form(request, fields, max_bytes=server.settings.max_upload_bytes) as form:
             name, budget, private = form.name, form.budget, form.private
-            routes = await asyncio.to_thread(_routes, server)
+            routes = await server.store_threads.run(_routes, server)
             if name in routes:
                 raise TaskExists(
                     f"there is a task {name!r} already: send more images with PUT /v1/tasks/{name}/data, evolve it "
@@ -74,7 +74,7 @@ def _add_tasks(app: FastAPI) -> None:
         """Replace a task's images by a zip that has more of them, and evolve it on these."""
         allow(request, "tasks")
         server = server_of(request)
-        routes = await asyncio.to_thread(_routes, server)
+        routes = await server.store_threads.run(_routes, server)
         name = require_task(task, routes)
         private = routes[name].private
         async with task_form(request, (DATA, BUDGET, PARENTS), max_bytes=server.settings.max_upload_bytes) as form:
@@ -88,10 +88,11 @@ def _add_tasks(app: FastAPI) -> None:
         allow(request, "tasks")
         server = server_of(request)
         async with task_form(request, (BUDGET, PARENTS), max_bytes=FORM_BYTES) as form:
-            job = await asyncio.to_thread(_iterate, server, task, form)
+            job = await server.store_threads.run(_iterate, server, task, form)
         return _accepted(job, response)
 
     @app.delete("/v1/tasks/{task}", responses=errors.responses(401, 403, 404, 503))
+    @asks_store
     def remove_task(request: Request, task: str, delete_data: DeleteData = True) -> Removed:
         """Retire a task in a new release, stop its jobs, and delete its images. Older releases still have its route."""
         allow(request, "tasks")
@@ -107,9 +108,13 @@ def _routes(server: Server) -> dict[TaskName, Route]:
 async def _queued(server: Server, form: TaskForm, request: JobRequest) -> Job:
     """Look at the images, keep them and queue the job; if anything is wrong, nothing stays behind."""
     path = form.zip
-    await asyncio.to_thread(server.queue.require_idle, request.task)
+    await server.store_threads.run(_require_idle, server, request.task)
     await inspect_apart(path, shown_as=form.filename)
-    return await asyncio.to_thread(_keep_and_queue, server, path, request)
+    return await server.upload_threads.run(_keep_and_queue, server, path, request)
+
+
+def _require_idle(server: Server, task: TaskName) -> None:
+    server.queue.require_idle(task)  # the queue of a store behind a URL asks it once
 
 
 def _keep_and_queue(server: Server, path: Path, request: JobRequest) -> Job:
@@ -162,6 +167,7 @@ def _add_job_views(app: FastAPI) -> None:
     problems = errors.responses(401, 404, 503)
 
     @app.get("/v1/jobs", responses=errors.responses(401, 422, 503))
+    @asks_store
     def jobs(request: Request, limit: Limit = 100) -> JobList:
         """List the newest jobs."""
         caller, jobs = allow(request, "read"), server_of(request).queue.jobs(limit=limit)
@@ -173,12 +179,14 @@ def _add_job_views(app: FastAPI) -> None:
         return job_view(found)
 
     @app.delete("/v1/jobs/{job}", status_code=202, responses=errors.responses(401, 403, 404, 503))
+    @asks_store
     def cancel(request: Request, job: str) -> JobView:
         """Have a job stopped, within seconds if it runs. What it has published stays."""
         allow(request, "tasks")
         return job_view(_cancel(server_of(request), job))
 
     @app.get("/v1/jobs/{job}/log", responses=problems, response_class=PlainTextResponse)
+    @asks_store
     def log(request: Request, found: FoundJob) -> str:
         """Tell what happened in a job, a line an event."""
         return server_of(request).queue.log_text(found.id)
@@ -190,6 +198,7 @@ def _add_job_views(app: FastAPI) -> None:
             yield ServerSentEvent(event=name, data=view)
 
 
+@asks_store
 def _asked_job(request: Request, job: str) -> Job:
     """Return the job of a path, before a stream begins: afterwards no error could be told.
 

@@ -1,7 +1,7 @@
 """The server without HTTP: settings in, the parts wired together, started and stopped as one."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 from opentelemetry.trace import NoOpTracer, Tracer
@@ -20,6 +20,9 @@ from service.reload import Watcher
 from service.residents import Residents
 from service.runtime import Runtime, start_runtime
 from service.settings import Settings
+from service.store_threads import StoreThreads
+
+UPLOADS_AT_ONCE, UPLOAD_PATIENCE_S = 4, 60.0  # that are copied into the store, which may take minutes
 
 log = logging.getLogger("mu2net.server")
 
@@ -37,6 +40,8 @@ class Server:
     watcher: Watcher
     keys: KeyRing
     rate_limit: RateLimit
+    store_threads: StoreThreads = field(default_factory=StoreThreads)  # for requests that ask the store or the queue
+    upload_threads: StoreThreads = field(default_factory=partial(StoreThreads, UPLOADS_AT_ONCE, UPLOAD_PATIENCE_S))
 
     def store(self) -> Store:
         """Open the store; StoreNotFound or StoreUnreachable if it has gone."""
@@ -48,15 +53,17 @@ class Server:
         return JobQueue(queue_url(self.store(), self.settings.queue))
 
     def start(self) -> None:
-        self.keys.start()
         self.batcher.start()
         self.watcher.start()
+        self.keys.start()  # last: it waits a moment for the store
 
     async def stop(self) -> None:
         self.keys.stop()
         self.watcher.stop()
         await self.batcher.stop()
         self.predictor.stop()
+        self.store_threads.stop()
+        self.upload_threads.stop()
 
 
 def build_server(settings: Settings, metrics: Metrics, tracer: Tracer | None = None) -> Server:
