@@ -19,19 +19,16 @@ from fsspec.utils import get_protocol
 
 from models.errors import InvalidConfig, StoreUnreachable
 from models.files import REFRESH_AGE_S, FileChanged, FileInfo, written_beside
-from models.storage import CACHE, FULL, writing
+from models.storage import FULL
 
 WRITABLE = ("memory", "s3")
 MEMORY_LOCK = threading.Lock()  # of the one memory:// that a process has
 # Of S3, for questions and small files: a store that accepts and never answers is told within READ_S times ATTEMPTS.
 CONNECT_S, READ_S, ATTEMPTS = 2, 3, 2
-TRANSFER_READ_S, TRANSFER_ATTEMPTS = (
-    20,
-    3,
-)  # for objects and all that is written, where S3 may work for long before it answers
+TRANSFER_READ_S, TRANSFER_ATTEMPTS = 20, 3  # for objects and all that is written: S3 may work before it answers
 
 
-def s3_options(read_s: int) -> dict[str, Any]:
+def s3_options(read_s: float) -> dict[str, Any]:
     """Return s3fs's options; s3fs itself tries again, so botocore does not."""
     limits = {"connect_timeout": CONNECT_S, "read_timeout": read_s, "retries": {"total_max_attempts": 1}}
     return {"use_listings_cache": False, "config_kwargs": limits}
@@ -56,7 +53,7 @@ class RemoteFiles:
             ) from error
         self._base = str(self._system._strip_protocol(self.url)).rstrip("/")
 
-    def _opened(self, read_s: int, attempts: int) -> Any:
+    def _opened(self, read_s: float, attempts: int) -> Any:
         if self._protocol != "s3":
             return fsspec.filesystem(self._protocol)
         system = fsspec.filesystem("s3", **s3_options(read_s))
@@ -118,7 +115,7 @@ class RemoteFiles:
             self._transfer.put_file(str(source), self._path(name))
 
     def fetch(self, name: str, target: Path) -> None:
-        with writing(CACHE, target.parent), written_beside(target, mode=0o600) as temporary:
+        with written_beside(target, mode=0o600) as temporary:
             with self._reaching(name):
                 self._transfer.get_file(self._path(name), str(temporary))
             os.replace(temporary, target)
