@@ -18,7 +18,7 @@ from typing import Protocol, runtime_checkable
 
 from filelock import FileLock
 
-from models.storage import STORE, writing
+from models.storage import CACHE, STORE, writing
 
 REFRESH_AGE_S = 3600.0  # younger files need no touch: an object store has none, there it is a copy of the file
 TEMPORARY_PREFIX = ".new-"  # what a killed writer leaves behind begins so, and nothing reads it
@@ -140,25 +140,23 @@ class LocalFiles:
 
     def create(self, name: str, data: bytes) -> None:
         target = self.path(name)
-        with self._writing(), written_beside(target) as temporary:
+        with written_beside(target, place=STORE) as temporary:
             _fill(temporary, data)
             os.link(temporary, target)  # unlike a rename, a link never replaces
             _sync_folder(target.parent)
 
     def replace(self, name: str, data: bytes) -> None:
         target = self.path(name)
-        with self._writing(), written_beside(target) as temporary:
+        with written_beside(target, place=STORE) as temporary:
             _fill(temporary, data)
             os.replace(temporary, target)
             _sync_folder(target.parent)
 
     def put_file(self, name: str, source: Path) -> None:
-        with self._writing():
-            copy_file(source, self.path(name))
+        copy_file(source, self.path(name), place=STORE)
 
     def fetch(self, name: str, target: Path) -> None:
-        with self._writing():
-            copy_file(self.path(name), target)
+        copy_file(self.path(name), target, place=CACHE)
 
     def swap(self, name: str, change: Callable[[bytes], bytes]) -> None:
         """As everywhere; the caller holds `lock`, so nobody can be faster."""
@@ -189,9 +187,9 @@ class LocalFiles:
         return writing(STORE, self.folder)
 
 
-def copy_file(source: Path, target: Path) -> None:
-    """Make `target` a copy that only this user may read; it appears whole and on disk."""
-    with written_beside(target, mode=0o600) as temporary:
+def copy_file(source: Path, target: Path, *, place: str) -> None:
+    """Make `target` a copy that only this user may read; it appears whole and on disk. Errors as `written_beside`."""
+    with written_beside(target, mode=0o600, place=place) as temporary:
         with source.open("rb") as reading, temporary.open("r+b") as file:
             shutil.copyfileobj(reading, file)
             file.flush()
@@ -201,7 +199,9 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def written_beside(target: Path, *, mode: int | None = None, is_folder: bool = False) -> Iterator[Path]:
+def written_beside(
+    target: Path, *, mode: int | None = None, is_folder: bool = False, place: str = CACHE
+) -> Iterator[Path]:
     """Make an empty file or folder beside `target`, to be filled and then renamed or linked to it.
 
     If it is still there when the block ends, it is deleted. Until then this process holds a lock on it, which the
@@ -211,15 +211,21 @@ def written_beside(target: Path, *, mode: int | None = None, is_folder: bool = F
         target: what it is to become; its folder is made if missing.
         mode: of the file; None for what this process gives its files.
         is_folder: make a folder instead, which only this user may enter.
+        place: what messages call the folder that it is written in.
+
+    Raises:
+        StorageFull: there is no space left for it.
+        StorageReadOnly: it may not be written there.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
-    if is_folder:
-        temporary.mkdir(mode=0o700)
-    else:
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666 if mode is None else mode))
+    with writing(place, target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
+        if is_folder:
+            temporary.mkdir(mode=0o700)
+        else:
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666 if mode is None else mode))
     try:
-        with held(temporary):
+        with writing(place, target.parent, is_full_only=True), held(temporary):
             yield temporary
     finally:
         remove(temporary)

@@ -8,13 +8,17 @@ those of the queue's database, so machines need no common clock.
 """
 
 import json
+import math
+import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import sqlalchemy as sql
@@ -48,6 +52,7 @@ MAX_FRUITLESS_STARTS = 10
 CONNECT_TIMEOUT_S = 5  # to a PostgreSQL that may accept and never answer
 BUSY_TIMEOUT_S = 30.0  # that SQLite waits for another writer
 QUOTA_RETRY_S = 300.0  # jobs take minutes: a client that is refused need not ask every second
+LEAST_FREE_BYTES = 2**16  # that SQLite needs to open a database: it makes a file of half of that beside it
 WAITING, FINISHED = "waiting for a worker", "finished"
 
 
@@ -433,11 +438,17 @@ class JobQueue:
 
     def _refusal(self, reason: str) -> QueueUnreachable:
         """Return what the database's words mean."""
-        if re.search(r"disk is full|No space left|Disk quota|DiskFull", reason):
+        is_full = re.search(r"disk is full|No space left|Disk quota|DiskFull", reason) is not None
+        if is_full or self._free_bytes() < LEAST_FREE_BYTES:
             return QueueFull(
                 f"the disk of the jobs' database is full ({reason}): whoever operates this must free space there; then "
                 "try again",
                 path=self.shown,
+            )
+        if "readonly" in reason or self._is_read_only():
+            return QueueUnreachable(
+                f"the jobs' database cannot be written to ({reason}): whoever operates this must mount its folder "
+                "writable, give this process the right to write there, or set MU2NET_QUEUE to another place"
             )
         if re.search(r"malformed|not a database|no such (table|column)|disk image", reason):
             return QueueUnreachable(
@@ -448,6 +459,22 @@ class JobQueue:
             f"the queue {self.shown} cannot be used ({reason}): check that it runs, and that this process may write "
             "there"
         )
+
+    def _free_bytes(self) -> float:
+        """Return how much room SQLite has for the files that it keeps beside its own; infinity elsewhere."""
+        folder = self._folder()
+        return math.inf if folder is None else shutil.disk_usage(folder).free
+
+    def _is_read_only(self) -> bool:
+        folder = self._folder()
+        return folder is not None and not os.access(folder, os.W_OK)
+
+    def _folder(self) -> Path | None:
+        """Return the folder of the SQLite file, if it is one and its folder is there."""
+        name = self._url.database
+        if self._url.get_backend_name() != "sqlite" or not name or name == ":memory:":
+            return None
+        return Path(name).parent if Path(name).parent.is_dir() else None
 
     @contextmanager
     def _writing(self) -> Iterator[sql.Connection]:

@@ -19,14 +19,19 @@ from fsspec.utils import get_protocol
 
 from models.errors import InvalidConfig, StoreUnreachable
 from models.files import REFRESH_AGE_S, FileChanged, FileInfo, written_beside
-from models.storage import CACHE, FULL, writing
+from models.storage import FULL
 
 WRITABLE = ("memory", "s3")
 MEMORY_LOCK = threading.Lock()  # of the one memory:// that a process has
-S3_OPTIONS = {  # a network that is gone should be told within seconds, and the watcher asks again anyway
-    "use_listings_cache": False,
-    "config_kwargs": {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 2}},
-}
+# Of S3, for questions and small files: a store that accepts and never answers is told within READ_S times ATTEMPTS.
+CONNECT_S, READ_S, ATTEMPTS = 2, 3, 2
+TRANSFER_READ_S, TRANSFER_ATTEMPTS = 20, 3  # for objects and all that is written: S3 may work before it answers
+
+
+def s3_options(read_s: float) -> dict[str, Any]:
+    """Return s3fs's options; s3fs itself tries again, so botocore does not."""
+    limits = {"connect_timeout": CONNECT_S, "read_timeout": read_s, "retries": {"total_max_attempts": 1}}
+    return {"use_listings_cache": False, "config_kwargs": limits}
 
 
 class RemoteFiles:
@@ -39,14 +44,21 @@ class RemoteFiles:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         self._protocol = get_protocol(url)
-        options = S3_OPTIONS if self._protocol == "s3" else {}
         try:
-            self._system = fsspec.filesystem(self._protocol, **options)
+            self._system = self._opened(READ_S, ATTEMPTS)
+            self._transfer = self._opened(TRANSFER_READ_S, TRANSFER_ATTEMPTS)
         except (ImportError, ValueError) as error:
             raise InvalidConfig(
                 f"{url}: the protocol {self._protocol!r} cannot be used here ({error}); for s3:// install mu2net[s3]"
             ) from error
         self._base = str(self._system._strip_protocol(self.url)).rstrip("/")
+
+    def _opened(self, read_s: float, attempts: int) -> Any:
+        if self._protocol != "s3":
+            return fsspec.filesystem(self._protocol)
+        system = fsspec.filesystem("s3", **s3_options(read_s))
+        system.retries = attempts  # s3fs has no option for it
+        return system
 
     def shown(self, name: str = "") -> str:
         return f"{self.url}/{name}" if name else self.url
@@ -64,7 +76,8 @@ class RemoteFiles:
 
     def read(self, name: str) -> bytes:
         with self._reaching(name):
-            data: bytes = self._system.cat_file(self._path(name))
+            system = self._transfer if name.startswith("objects/") else self._system
+            data: bytes = system.cat_file(self._path(name))
         return data
 
     def infos(self, folder: str) -> list[FileInfo]:
@@ -89,22 +102,22 @@ class RemoteFiles:
     def create(self, name: str, data: bytes) -> None:
         self._check_writable()
         with self._reaching(name):
-            self._system.pipe_file(self._path(name), data, mode="create")
+            self._transfer.pipe_file(self._path(name), data, mode="create")
 
     def replace(self, name: str, data: bytes) -> None:
         self._check_writable()
         with self._reaching(name):
-            self._system.pipe_file(self._path(name), data)
+            self._transfer.pipe_file(self._path(name), data)
 
     def put_file(self, name: str, source: Path) -> None:
         self._check_writable()
         with self._reaching(name):
-            self._system.put_file(str(source), self._path(name))
+            self._transfer.put_file(str(source), self._path(name))
 
     def fetch(self, name: str, target: Path) -> None:
-        with writing(CACHE, target.parent), written_beside(target, mode=0o600) as temporary:
+        with written_beside(target, mode=0o600) as temporary:
             with self._reaching(name):
-                self._system.get_file(self._path(name), str(temporary))
+                self._transfer.get_file(self._path(name), str(temporary))
             os.replace(temporary, target)
 
     def swap(self, name: str, change: Callable[[bytes], bytes]) -> None:
@@ -117,7 +130,7 @@ class RemoteFiles:
         data = change(self.read(name))
         with self._reaching(name):
             try:
-                self._system.pipe_file(self._path(name), data, IfMatch=before)
+                self._transfer.pipe_file(self._path(name), data, IfMatch=before)
             except OSError as error:
                 if not _is_precondition(error):
                     raise

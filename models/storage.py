@@ -17,8 +17,13 @@ NO_TEMPORARY = "No usable temporary directory"  # Python's words where not one b
 
 
 @contextmanager
-def writing(place: str, path: str | Path = "") -> Iterator[None]:
+def writing(place: str, path: str | Path = "", *, is_full_only: bool = False) -> Iterator[None]:
     """Say of a block that writes to `place`, at `path`, what keeps it from doing so.
+
+    Args:
+        place: what messages call it.
+        path: where it is.
+        is_full_only: the block reads elsewhere as well, where it may lack rights.
 
     Raises:
         StorageFull: there is no space left, or a quota is used up.
@@ -28,7 +33,7 @@ def writing(place: str, path: str | Path = "") -> Iterator[None]:
         yield
     except OSError as error:
         refused = storage_error(error, place, path)
-        if refused is None:
+        if refused is None or (is_full_only and not isinstance(refused, StorageFull)):
             raise
         raise refused from error
 

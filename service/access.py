@@ -6,9 +6,10 @@ container every peer may look local. From the first key on, every request needs 
 """
 
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NoReturn
+from functools import wraps
+from typing import Literal, NoReturn, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 from fastapi import Request
@@ -22,6 +23,8 @@ from service.release import LoadedRelease
 from service.server import Server
 from service.settings import Settings
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 Action = Literal["read", "classify", "tasks", "releases"]
 
 FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")  # what proxies add
@@ -106,6 +109,18 @@ class Caller:
 def server_of(request: Request) -> Server:
     server: Server = request.app.state.server
     return server
+
+
+def asks_store(endpoint: "Callable[Arguments, Result]") -> "Callable[Arguments, Awaitable[Result]]":
+    """Have an endpoint or a dependency with a parameter `request` run in the server's threads for the store."""
+
+    @wraps(endpoint)
+    async def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        request = kwargs["request"]
+        assert isinstance(request, Request), "FastAPI passes parameters by name"
+        return await server_of(request).store_threads.run(endpoint, *args, **kwargs)
+
+    return run
 
 
 def connection_of(request: Request) -> str:

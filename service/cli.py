@@ -6,6 +6,7 @@ import ipaddress
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -87,42 +88,55 @@ def reserve(home: Path, address: str, port: int) -> None:
     ip = ipaddress.ip_address(address)
     shared = home.parent / f"port-{ip.version}-{port}.lock"
     _lock(shared, address, port, fcntl.LOCK_EX if ip.is_unspecified else fcntl.LOCK_SH)
-    _lock(home / "lock", address, port, fcntl.LOCK_EX)
+    own = _lock(home / "lock", address, port, fcntl.LOCK_EX)
+    os.ftruncate(own, 0)
+    os.write(own, str(os.getpid()).encode())
 
 
-def _lock(path: Path, address: str, port: int, operation: int) -> None:
+def _lock(path: Path, address: str, port: int, operation: int) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
     os.set_inheritable(lock, True)
     try:
         fcntl.flock(lock, operation | fcntl.LOCK_NB)
     except BlockingIOError as error:
+        holder = os.read(lock, 20)  # empty where several may hold it
         os.close(lock)
-        raise _port_in_use(address, port) from error
+        raise _port_in_use(address, port, [int(holder)] if holder.isdigit() else []) from error
+    return lock
 
 
-def _port_in_use(address: str, port: int) -> PortInUse:
+def _port_in_use(address: str, port: int, processes: Sequence[int] = ()) -> PortInUse:
+    told = _first_told([*processes, *_listeners(address, port)])
     return PortInUse(
-        f"port {port} on {address} is in use by {_listener(address, port)}: stop it, or choose another with --port"
+        f"port {port} on {address} is in use by another program{told}: stop it, or choose another with --port"
     )
 
 
-def _listener(address: str, port: int) -> str:
-    """Return which process listens there, as far as the system tells this user."""
+def _first_told(processes: Sequence[int]) -> str:
+    """Return what is known of the first process that can be looked at, the start of a sentence's end."""
+    for process in processes:
+        with suppress(psutil.Error):
+            return f", process {process} ({' '.join(psutil.Process(process).cmdline())[:200]})"
+    return ""
+
+
+def _listeners(address: str, port: int) -> list[int]:
+    """Return the processes that listen there, as far as the system tells this user."""
     try:
-        found = [
+        found = psutil.net_connections("tcp")
+    except (psutil.Error, OSError):
+        return []
+    return sorted(
+        {
             connection.pid
-            for connection in psutil.net_connections("tcp")
-            if connection.status == psutil.CONN_LISTEN
+            for connection in found
+            if connection.pid is not None
+            and connection.status == psutil.CONN_LISTEN
             and connection.laddr.port == port
             and _meet(connection.laddr.ip, address)
-        ]
-    except (psutil.Error, OSError):
-        found = []
-    for pid in sorted(pid for pid in found if pid is not None):
-        with suppress(psutil.Error):
-            return f"process {pid} ({' '.join(psutil.Process(pid).cmdline())[:200]})"
-    return "another program" if found else "a server that is about to start"
+        }
+    )
 
 
 def _meet(listening: str, wanted: str) -> bool:

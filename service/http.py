@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from models.errors import InvalidInput
 from models.store import Current
 from service import asking, console, errors, openapi, v2, views
-from service.access import Caller, allow, server_of
+from service.access import Caller, allow, asks_store, server_of
 from service.job_routes import add_jobs
 from service.keys import ALL_TASKS
 from service.observe import Observed
@@ -168,16 +168,19 @@ def _add_releases(app: FastAPI) -> None:
     changed = errors.responses(401, 403, 404, 422, 429, 503)
 
     @app.get("/v1/releases", responses=errors.responses(401, 422, 429, 503))
+    @asks_store
     def releases(request: Request, limit: Limit = 20) -> ReleaseList:
         """List the store's releases, which one answers, and why if it is not the active one."""
         return views.release_list(server_of(request), allow(request, "read"), limit=limit)
 
     @app.get("/v1/releases/{before}/diff/{after}", responses=errors.responses(401, 404, 422, 429, 503))
+    @asks_store
     def diff(request: Request, before: Number, after: Number) -> ReleaseDiff:
         """Tell which tasks one release has otherwise than another."""
         return views.release_diff(server_of(request), allow(request, "read"), before=before, after=after)
 
     @app.post("/v1/releases/{number}/activate", responses=changed, status_code=202)
+    @asks_store
     def activate(request: Request, number: Number) -> Pointer:
         """Make a release the active one and hold it: no job moves on until a resume. Servers follow within seconds."""
         allow(request, "releases")
@@ -185,6 +188,7 @@ def _add_releases(app: FastAPI) -> None:
         return _moved(server, server.store().activate(number))
 
     @app.post("/v1/releases/resume", responses=changed, status_code=202)
+    @asks_store
     def resume(request: Request) -> Pointer:
         """End a hold: what was published meanwhile becomes active, on top of the release that is active now."""
         allow(request, "releases")

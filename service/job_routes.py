@@ -4,7 +4,6 @@ A server never trains: it looks at what was sent, keeps it, and queues a job for
 (`mu2net worker`, in evolve/).
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from models.release import require_task
 from models.route import Route
 from models.uploads import Uploads, drop_unused
 from service import errors
-from service.access import Caller, allow, asked_again, server_of
+from service.access import Caller, allow, asked_again, asks_store, server_of
 from service.job_feed import is_change
 from service.schemas import JobAnswer, JobList, JobView, Removed
 from service.server import Server
@@ -60,10 +59,10 @@ def _add_tasks(app: FastAPI) -> None:
     async def add_task(request: Request, response: Response) -> JobAnswer:
         """Add a task from a zip of labelled images: one folder per class, perhaps below train/ and test/."""
         caller, server = allow(request, "tasks"), server_of(request)
-        await asyncio.to_thread(_require_room, server, caller)
+        await server.store_threads.run(_require_room, server, caller)
         async with task_form(request, fields, max_bytes=server.settings.max_upload_bytes) as form:
             name, budget, private = form.name, _budget(server, form), form.private
-            routes = await asyncio.to_thread(_routes, server)
+            routes = await server.store_threads.run(_routes, server)
             if name in routes:
                 raise TaskExists(
                     f"there is a task {name!r} already: send more images with PUT /v1/tasks/{name}/data, evolve it "
@@ -78,8 +77,8 @@ def _add_tasks(app: FastAPI) -> None:
     async def put_data(request: Request, response: Response, task: str) -> JobAnswer:
         """Replace a task's images by a zip that has more of them, and evolve it on these."""
         caller, server = allow(request, "tasks"), server_of(request)
-        await asyncio.to_thread(_require_room, server, caller)
-        routes = await asyncio.to_thread(_routes, server)
+        await server.store_threads.run(_require_room, server, caller)
+        routes = await server.store_threads.run(_routes, server)
         name = require_task(task, routes)
         private = routes[name].private
         async with task_form(request, (DATA, BUDGET, PARENTS), max_bytes=server.settings.max_upload_bytes) as form:
@@ -93,10 +92,11 @@ def _add_tasks(app: FastAPI) -> None:
         """Evolve a task further on the images that were sent last."""
         caller, server = allow(request, "tasks"), server_of(request)
         async with task_form(request, (BUDGET, PARENTS), max_bytes=FORM_BYTES) as form:
-            job = await asyncio.to_thread(_iterate, server, caller, task, form)
+            job = await server.store_threads.run(_iterate, server, caller, task, form)
         return _accepted(job, caller, response)
 
     @app.delete("/v1/tasks/{task}", responses=errors.responses(401, 403, 404, 503))
+    @asks_store
     def remove_task(request: Request, task: str, delete_data: DeleteData = True) -> Removed:
         """Retire a task in a new release, stop its jobs, and delete its images. Older releases still have its route."""
         allow(request, "tasks")
@@ -134,6 +134,10 @@ def _require_room(server: Server, caller: Caller) -> None:
     server.queue.require_quota(smallest, _quota(server))
 
 
+def _require_quota(server: Server, asked: JobRequest) -> None:
+    server.queue.require_quota(asked, _quota(server))
+
+
 def _require_bytes(server: Server, request: JobRequest, new: int) -> None:
     """Raise QuotaExceeded if a key's jobs have too many bytes of uploads kept for `new` more."""
     kept, allowed = Uploads(server.store()).kept_bytes(server.queue.uploads_of(request.key)), server.settings
@@ -148,12 +152,16 @@ def _require_bytes(server: Server, request: JobRequest, new: int) -> None:
 async def _queued(request: Request, form: TaskForm, asked: JobRequest) -> Job:
     """Look at the images, keep them and queue the job; if anything is wrong, nothing stays behind."""
     path, server = form.zip, server_of(request)
-    await asyncio.to_thread(server.queue.require_idle, asked.task)
-    await asyncio.to_thread(server.queue.require_quota, asked, _quota(server))
-    await asyncio.to_thread(_require_bytes, server, asked, path.stat().st_size)
+    await server.store_threads.run(_require_idle, server, asked.task)
+    await server.store_threads.run(_require_quota, server, asked)
+    await server.store_threads.run(_require_bytes, server, asked, path.stat().st_size)
     async with server.inspections.turn(request.state.visit.holder):
         await inspect_apart(path, shown_as=form.filename)
-    return await asyncio.to_thread(_keep_and_queue, server, path, asked)
+    return await server.upload_threads.run(_keep_and_queue, server, path, asked)
+
+
+def _require_idle(server: Server, task: TaskName) -> None:
+    server.queue.require_idle(task)  # the queue of a store behind a URL asks it once
 
 
 def _keep_and_queue(server: Server, path: Path, request: JobRequest) -> Job:
@@ -207,6 +215,7 @@ def _add_job_views(app: FastAPI) -> None:
     problems = errors.responses(401, 404, 503)
 
     @app.get("/v1/jobs", responses=errors.responses(401, 422, 503))
+    @asks_store
     def jobs(request: Request, limit: Limit = 100) -> JobList:
         """List the newest jobs."""
         caller, jobs = allow(request, "read"), server_of(request).queue.jobs(limit=limit)
@@ -229,12 +238,14 @@ def _add_job_views(app: FastAPI) -> None:
         return job_view(found.job, found.caller)
 
     @app.delete("/v1/jobs/{job}", status_code=202, responses=errors.responses(401, 403, 404, 503))
+    @asks_store
     def cancel(request: Request, job: str) -> JobView:
         """Have a job stopped, within seconds if it runs. What it has published stays."""
         caller = allow(request, "tasks")
         return job_view(_cancel(server_of(request), job), caller)
 
     @app.get("/v1/jobs/{job}/log", responses=problems, response_class=PlainTextResponse)
+    @asks_store
     def log(request: Request, found: FoundJob) -> str:
         """Tell what happened in a job, a line an event."""
         return server_of(request).queue.log_text(found.job.id)
@@ -273,10 +284,14 @@ async def _begin_stream(request: Request) -> None:
 
 async def _begin_stream_of_all(request: Request) -> Caller:
     """Return who asks for a stream of all jobs, if the queue can be read."""
-    caller = allow(request, "read")
-    await asyncio.to_thread(server_of(request).queue.jobs, limit=1)
+    caller, server = allow(request, "read"), server_of(request)
+    await server.store_threads.run(_require_queue, server)
     request.state.visit.begin_stream()
     return caller
+
+
+def _require_queue(server: Server) -> None:
+    server.queue.jobs(limit=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +300,7 @@ class _Found:
     caller: Caller
 
 
+@asks_store
 def _asked_job(request: Request, job: str) -> _Found:
     """Return the job of a path, before a stream begins: afterwards no error could be told.
 

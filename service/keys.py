@@ -24,6 +24,7 @@ KEYS_FILE = "keys.json"
 ALL_TASKS = "all"  # in a key: every task that is not private
 TOKEN = re.compile(r"mu2net_([0-9a-f]{8})_([\w-]{43})")
 NOBODY = "0" * 64  # what an unknown key's hash is compared with, so that it takes as long as a known one's
+FIRST_LOOK_S = 3.0  # that a start waits for the keys
 ATTEMPTS = 20  # of a writer whom others are faster than
 
 Manages = Literal["tasks", "releases"]
@@ -136,11 +137,13 @@ class KeyRing:
         self._keys: Mapping[str, Key] | None = None  # by id; None until they could be read
         self._trouble = ""
         self._stopped = threading.Event()
+        self._looked = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="keys", daemon=True)
 
     def start(self) -> None:
-        self._look()
+        """Start reading; return when the keys are known, or after a moment if the store does not answer."""
         self._thread.start()
+        self._looked.wait(FIRST_LOOK_S)
 
     def stop(self) -> None:
         self._stopped.set()
@@ -164,6 +167,8 @@ class KeyRing:
         return key if is_right and key is not None and key.revoked_at is None else None
 
     def _watch(self) -> None:
+        self._look()
+        self._looked.set()
         while not self._stopped.wait(self._poll_interval_s):
             self._look()
 

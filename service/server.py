@@ -1,7 +1,7 @@
 """The server without HTTP: settings in, the parts wired together, started and stopped as one."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 from opentelemetry.trace import NoOpTracer, Tracer
@@ -23,7 +23,10 @@ from service.reload import Watcher
 from service.residents import Residents
 from service.runtime import Runtime, start_runtime
 from service.settings import Settings
+from service.store_threads import StoreThreads
 from service.turns import Turns
+
+UPLOADS_AT_ONCE, UPLOAD_PATIENCE_S = 4, 60.0  # that are copied into the store, which may take minutes
 
 log = logging.getLogger("mu2net.server")
 
@@ -42,6 +45,8 @@ class Server:
     keys: KeyRing
     rate_limit: RateLimit
     places: Places
+    store_threads: StoreThreads = field(default_factory=StoreThreads)  # for requests that ask the store or the queue
+    upload_threads: StoreThreads = field(default_factory=partial(StoreThreads, UPLOADS_AT_ONCE, UPLOAD_PATIENCE_S))
 
     def store(self) -> Store:
         """Open the store; StoreNotFound or StoreUnreachable if it has gone."""
@@ -68,9 +73,9 @@ class Server:
         return Turns(self.settings.max_inspections)
 
     def start(self) -> None:
-        self.keys.start()
         self.batcher.start()
         self.watcher.start()
+        self.keys.start()  # last: it waits a moment for the store
 
     async def stop(self) -> None:
         self.keys.stop()
@@ -78,6 +83,8 @@ class Server:
         self.job_feed.stop()
         await self.batcher.stop()
         self.predictor.stop()
+        self.store_threads.stop()
+        self.upload_threads.stop()
 
 
 def build_server(settings: Settings, metrics: Metrics, tracer: Tracer | None = None) -> Server:

@@ -87,7 +87,7 @@ def add_routes(app: FastAPI) -> None:
 
 def _add_health(app: FastAPI) -> None:
     @app.get("/v2", responses=errors.responses(401, 429, 503))
-    def server_metadata(request: Request) -> ServerMetadata:
+    async def server_metadata(request: Request) -> ServerMetadata:
         """Tell what this server is."""
         allow(request, "read")
         return ServerMetadata(name="mu2net", version=app.version, extensions=list(EXTENSIONS))

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from models.diff import diff
-from models.errors import NotFound, StoreError
+from models.errors import NotFound, NotReady, StoreError
 from models.names import ComponentId, TaskName
 from models.release import Release
 from models.store import Current
@@ -177,8 +177,13 @@ def readiness(server: Server) -> Readiness:
     Raises:
         NotReady: no release with a task has proved itself yet.
     """
-    release = server.predictor.ready_release()
     watcher = server.watcher
+    try:
+        release = server.predictor.ready_release()
+    except NotReady as error:
+        if watcher.status.failure is None:
+            raise
+        raise NotReady(f"{error}; the last attempt failed: {watcher.status.failure.kind}") from error
     return Readiness(
         release=release.number,
         active=watcher.active,

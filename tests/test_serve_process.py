@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 import tritonclient.http as triton
 from PIL import Image
@@ -206,8 +207,10 @@ def test_a_port_in_use_is_told(store: Store) -> None:
         port = other.getsockname()[1]
         with pytest.raises(PortInUse) as caught:
             serve(str(store.folder), port=port)
+    own = " ".join(psutil.Process().cmdline())[:200]
     assert str(caught.value) == (
-        f"port {port} on 127.0.0.1 is in use by another program: stop it, or choose another with --port"
+        f"port {port} on 127.0.0.1 is in use by another program, process {os.getpid()} ({own}): stop it, or choose "
+        "another with --port"
     )
 
 
@@ -220,10 +223,27 @@ def test_a_port_is_reserved_before_it_is_bound(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"reserved\n"
-        with pytest.raises(PortInUse, match=r"port 3000 on 127\.0\.0\.1 is in use by another program"):
+        told = rf"port 3000 on 127\.0\.0\.1 is in use by another program, process {other.pid} \(cat\): stop it"
+        with pytest.raises(PortInUse, match=told):
             reserve(tmp_path, "127.0.0.1", 3000)
         other.terminate()
     reserve(tmp_path, "127.0.0.1", 3000)  # free again
+
+
+def test_servers_at_different_addresses_do_not_lock_one_another_out(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from service.cli import reserve; folder = Path(sys.argv[1]);"
+        "[reserve(folder / address.replace(':', '_'), address, int(sys.argv[2])) for address in sys.argv[3:]]"
+    )
+
+    def reserved(*addresses: str) -> str:
+        command = [sys.executable, "-c", code, str(tmp_path), str(free_port()), *addresses]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60).stderr
+
+    assert reserved("127.0.0.1", "127.0.0.2", "::1") == ""
+    assert reserved("0.0.0.0", "::1") == ""
+    for first, second in (("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "127.0.0.2"), ("127.0.0.1", "127.0.0.1")):
+        assert f" on {second} is in use by another program" in reserved(first, second)
 
 
 def test_hosts_are_addresses() -> None:
