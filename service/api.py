@@ -20,6 +20,7 @@ from models.errors import InvalidConfig, NotReady
 from service import errors, views
 from service.http import create_app
 from service.logs import write_json_logs
+from service.memory import keep_large_blocks_apart
 from service.metrics import Metrics
 from service.runtime import start_runtime
 from service.server import Server, build_server
@@ -60,6 +61,7 @@ class Mu2Net:
 
     def __init__(self) -> None:
         write_json_logs()
+        keep_large_blocks_apart()
         # not set for the whole process: FastAPI would make spans of its own, the request's a second time
         tracer = BentoMLContainer.tracer_provider.get().get_tracer("mu2net")
         self._server: Server = build_server(load_settings(), Metrics(), tracer)
