@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
 from models.errors import BodiesFull, InvalidConfig, Overloaded
-from models.jobs import JobProgress, JobRequest
+from models.jobs import Job, JobProgress, JobRequest
 from models.names import TaskName
 from models.store import Store
 from service import job_feed
@@ -342,7 +343,12 @@ def test_streams_have_places_of_their_own_and_one_look_at_the_queue(
         job = server.queue.submit(BIRDS)
         looks: list[float] = []
         recent = server.queue.recent
-        monkeypatch.setattr(server.queue, "recent", lambda within_s: looks.append(within_s) or recent(within_s))
+
+        def look(within_s: float) -> list[Job]:
+            looks.append(within_s)
+            return recent(within_s)
+
+        monkeypatch.setattr(server.queue, "recent", look)
         followers = [
             events(lines.enter_context(line_to(url, asking(path), "127.0.0.2")))
             for path in [f"/v1/jobs/{job.id}/events", "/v1/jobs/events"] * 4
@@ -482,7 +488,7 @@ def test_a_feed_keeps_only_the_newest_state_for_a_slow_reader(tmp_path: Path, mo
     ids=["jobs", "budgets", "bytes", "budget"],
 )  # fmt: skip
 def test_a_key_has_a_quota_and_another_keys_jobs_do_not_count(
-    teams: Store, limits: dict[str, int], budget: str, kind: str, status: int, text: str
+    teams: Store, limits: dict[str, Any], budget: str, kind: str, status: int, text: str
 ) -> None:
     flood, other = keyed(teams, "flood"), keyed(teams, "other")
     with served(teams.folder, **limits) as (client, server):
