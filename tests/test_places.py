@@ -3,7 +3,7 @@
 import asyncio
 import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -253,6 +253,42 @@ def test_the_bytes_of_a_body_are_given_back_with_the_answer(store: Store) -> Non
         for files in ([("image", picture())], [("image", picture(size=600))] * 3):  # the latter over a mebibyte
             assert client.post(PATH, files=files).status_code == 200
         assert server.places.body_bytes.used == server.places.requests.used == server.places.bodies.used == 0
+
+
+def test_who_does_not_read_an_answer_holds_no_place(store: Store) -> None:
+    with served(store.folder) as (client, server):
+        held: list[int] = []
+
+        async def ask() -> None:
+            async def receive() -> dict[str, object]:
+                return {"type": "http.request", "body": b"", "more_body": False}
+
+            async def send_to(message: MutableMapping[str, Any]) -> None:
+                held.append(server.places.requests.used)  # as long as this waits, the client does not read
+
+            scope = {"type": "http", "method": "GET", "path": "/v1/tasks", "query_string": b"", "headers": []}
+            await client.app(scope, receive, send_to)
+
+        assert client.portal is not None
+        client.portal.call(ask)
+        assert held == [1, 0]
+
+
+def test_an_upload_whose_key_is_revoked_meanwhile_is_not_queued(teams: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, token = keyed(teams, "sender")
+
+    async def inspect(path: Path, *, shown_as: str) -> None:
+        revoke_key(teams.files, key)
+        while server.keys.holder(token) is not None:
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr("service.job_routes.inspect_apart", inspect)
+    with served(teams.folder) as (client, server):
+        wait_for(lambda: server.keys.holder(token) is not None)
+        client.headers.update(bearer(token))
+        told = problem(send(client, name="pets"), 401, "key-needed")
+        assert told.startswith("the key of this upload was revoked while it was under way")
+        assert server.queue.jobs(limit=1) == []
 
 
 def test_a_raw_body_is_read_without_a_second_copy() -> None:
