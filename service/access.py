@@ -151,7 +151,7 @@ def allow(request: Request, action: Action) -> Caller:
 
 
 def asked_again(request: Request, caller: Caller) -> Caller | None:
-    """Return who reads a stream that `allow` has let begin, as the keys are at this moment; None if it must end.
+    """Return who does what `allow` has let begin, and what goes on, as the keys are at this moment; None: no longer.
 
     Nothing is counted: the request was, when it came.
     """

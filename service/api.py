@@ -24,6 +24,7 @@ from models.family import end_with_parent
 from service import errors, views
 from service.http import create_app
 from service.logs import write_json_logs
+from service.memory import keep_large_blocks_apart
 from service.metrics import Metrics, forget_dead_processes
 from service.runtime import start_runtime
 from service.server import Server, build_server
@@ -73,6 +74,7 @@ class Mu2Net:
 
     def __init__(self) -> None:
         write_json_logs()
+        keep_large_blocks_apart()
         settings = load_settings()
         if settings.parent not in (None, os.getpid()):  # the latter where BentoML serves within its own process
             end_with_parent(settings.parent)

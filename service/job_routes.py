@@ -15,7 +15,7 @@ from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from models.budget import DEFAULT_BUDGET, parse_budget
-from models.errors import InvalidConfig, QuotaExceeded, TaskExists
+from models.errors import InvalidConfig, KeyNeeded, QuotaExceeded, TaskExists
 from models.inspection import inspect_apart
 from models.jobs import QUOTA_RETRY_S, Job, JobRequest, Quota, unknown_job
 from models.names import TaskName
@@ -70,7 +70,7 @@ def _add_tasks(app: FastAPI) -> None:
                 )
             parents = form.parents(routes)
             asked = JobRequest(name, "add", NOT_KEPT_YET, budget, private, parents, _key_id(caller))
-            job = await _queued(request, form, asked)
+            job = await _queued(request, caller, form, asked)
         return _accepted(job, caller, response)
 
     @app.put("/v1/tasks/{task}/data", status_code=202, responses=problems, openapi_extra=_form(DATA, BUDGET, PARENTS))
@@ -84,7 +84,7 @@ def _add_tasks(app: FastAPI) -> None:
         async with task_form(request, (DATA, BUDGET, PARENTS), max_bytes=server.settings.max_upload_bytes) as form:
             budget, parents = _budget(server, form), form.parents(routes)
             asked = JobRequest(name, "iterate", NOT_KEPT_YET, budget, private, parents, _key_id(caller))
-            job = await _queued(request, form, asked)
+            job = await _queued(request, caller, form, asked)
         return _accepted(job, caller, response)
 
     @app.post("/v1/tasks/{task}/iterations", status_code=202, responses=problems, openapi_extra=_form(BUDGET, PARENTS))
@@ -149,7 +149,7 @@ def _require_bytes(server: Server, request: JobRequest, new: int) -> None:
         )
 
 
-async def _queued(request: Request, form: TaskForm, asked: JobRequest) -> Job:
+async def _queued(request: Request, caller: Caller, form: TaskForm, asked: JobRequest) -> Job:
     """Look at the images, keep them and queue the job; if anything is wrong, nothing stays behind."""
     path, server = form.zip, server_of(request)
     await server.store_threads.run(_require_idle, server, asked.task)
@@ -157,6 +157,8 @@ async def _queued(request: Request, form: TaskForm, asked: JobRequest) -> Job:
     await server.store_threads.run(_require_bytes, server, asked, path.stat().st_size)
     async with server.inspections.turn(request.state.visit.holder):
         await inspect_apart(path, shown_as=form.filename)
+    if asked_again(request, caller) is None:  # an upload may take hours
+        raise KeyNeeded("the key of this upload was revoked while it was under way: send it again with another key")
     return await server.upload_threads.run(_keep_and_queue, server, path, asked)
 
 

@@ -44,6 +44,8 @@ class Observed:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (REQUEST_ID_HEADER, request_id)]
+            elif not message.get("more_body", False):
+                visit.end()  # all is computed: a client that does not read its answer holds its connection alone
             await send(message)
 
         visit = Visit(server_of(Request(scope)), scope, receive)

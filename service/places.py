@@ -4,7 +4,6 @@ Each kind has a total of its own, so what waits for a slow client never takes th
 fuller a kind is, the less of it one holder may have: a newcomer finds room, however much the others hold.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 
 from models.errors import BodiesFull, Overloaded
@@ -30,7 +29,7 @@ class Room:
         self._what = what
         self._refusal = refusal
         self._used = 0
-        self._held: Counter[str] = Counter()
+        self._held: dict[str, int] = {}  # of a Counter a missing name costs three times as much
 
     @property
     def used(self) -> int:
@@ -42,7 +41,7 @@ class Room:
         Raises:
             Overloaded: there is no room, or `holder` has its share of it.
         """
-        free, own = self._total - self._used, self._held[holder]
+        free, own = self._total - self._used, self._held.get(holder, 0)
         if amount > free:
             raise self._refusal(
                 f"{self._used:,} {self._what}, as many as may be; try again after the time in Retry-After"
@@ -60,8 +59,10 @@ class Room:
 
     def give_back(self, holder: str, amount: int = 1) -> None:
         self._used -= amount
-        self._held[holder] -= amount
-        if not self._held[holder]:
+        own = self._held[holder] - amount
+        if own:
+            self._held[holder] = own
+        else:
             del self._held[holder]
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
-from models.jobs import JobProgress, JobQueue, queue_url
+from models.jobs import JobProgress, JobQueue, JobRequest, queue_url
 from models.names import TaskName
 from models.store import Store
 from service.keys import add_key, new_key
@@ -181,6 +181,29 @@ def test_a_task_is_sent_and_its_job_followed(page: Page, store: Store, tmp_path:
     page.set_input_files("[name=data]", {"name": "x.zip", "mimeType": "application/zip", "buffer": b"no zip"})
     page.get_by_role("button", name="Add the task").click()
     expect(page.locator("#job-state")).to_contain_text("x.zip")
+
+
+def test_many_unfinished_jobs_are_followed_by_one_stream(page: Page, client: httpx.Client, store: Store) -> None:
+    queue = JobQueue(queue_url(store, None))
+    jobs = [queue.submit(JobRequest(TaskName(f"bird{number}"), "add", "0" * 64)) for number in range(8)]
+    streams: list[Request] = []
+    page.on("request", lambda asked: streams.append(asked) if asked.url.endswith("/events") else None)
+    with page.expect_request("**/v1/jobs/events"):
+        page.reload()
+    for job in jobs:
+        expect(page.locator("#job-list li", has_text=job.request.task)).to_contain_text("queued")
+    asked = "Promise.race([fetch('v1/tasks').then(r => r.status), new Promise(r => setTimeout(r, 20000, 'no answer'))])"
+    assert page.evaluate(asked) == 200
+    claim = queue.claim()
+    assert claim is not None
+    queue.tell(claim, JobProgress("training", generation=1, generations=4))
+    expect(page.locator("#job-list li", has_text=claim.job.request.task)).to_contain_text("generation 1 of 4")
+    queue.end(claim, "done")
+    expect(page.locator("#job-list li", has_text=claim.job.request.task)).to_contain_text("done")
+    assert {asked.url for asked in streams} == {str(client.base_url.join("v1/jobs/events"))}
+    for job in jobs[1:]:
+        queue.cancel(job.id)
+    expect(page.locator("#job-list li.queued")).to_have_count(0)
 
 
 def test_a_key_goes_with_each_request_and_stays_in_the_tab(page: Page) -> None:

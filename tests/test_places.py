@@ -3,17 +3,18 @@
 import asyncio
 import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
 from models.errors import BodiesFull, InvalidConfig, Overloaded
-from models.jobs import JobProgress, JobRequest
+from models.jobs import Job, JobProgress, JobRequest
 from models.names import TaskName
 from models.store import Store
 from service import job_feed
@@ -254,6 +255,42 @@ def test_the_bytes_of_a_body_are_given_back_with_the_answer(store: Store) -> Non
         assert server.places.body_bytes.used == server.places.requests.used == server.places.bodies.used == 0
 
 
+def test_who_does_not_read_an_answer_holds_no_place(store: Store) -> None:
+    with served(store.folder) as (client, server):
+        held: list[int] = []
+
+        async def ask() -> None:
+            async def receive() -> dict[str, object]:
+                return {"type": "http.request", "body": b"", "more_body": False}
+
+            async def send_to(message: MutableMapping[str, Any]) -> None:
+                held.append(server.places.requests.used)  # as long as this waits, the client does not read
+
+            scope = {"type": "http", "method": "GET", "path": "/v1/tasks", "query_string": b"", "headers": []}
+            await client.app(scope, receive, send_to)
+
+        assert client.portal is not None
+        client.portal.call(ask)
+        assert held == [1, 0]
+
+
+def test_an_upload_whose_key_is_revoked_meanwhile_is_not_queued(teams: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, token = keyed(teams, "sender")
+
+    async def inspect(path: Path, *, shown_as: str) -> None:
+        revoke_key(teams.files, key)
+        while server.keys.holder(token) is not None:
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr("service.job_routes.inspect_apart", inspect)
+    with served(teams.folder) as (client, server):
+        wait_for(lambda: server.keys.holder(token) is not None)
+        client.headers.update(bearer(token))
+        told = problem(send(client, name="pets"), 401, "key-needed")
+        assert told.startswith("the key of this upload was revoked while it was under way")
+        assert server.queue.jobs(limit=1) == []
+
+
 def test_a_raw_body_is_read_without_a_second_copy() -> None:
     from starlette.requests import Request
 
@@ -342,7 +379,12 @@ def test_streams_have_places_of_their_own_and_one_look_at_the_queue(
         job = server.queue.submit(BIRDS)
         looks: list[float] = []
         recent = server.queue.recent
-        monkeypatch.setattr(server.queue, "recent", lambda within_s: looks.append(within_s) or recent(within_s))
+
+        def look(within_s: float) -> list[Job]:
+            looks.append(within_s)
+            return recent(within_s)
+
+        monkeypatch.setattr(server.queue, "recent", look)
         followers = [
             events(lines.enter_context(line_to(url, asking(path), "127.0.0.2")))
             for path in [f"/v1/jobs/{job.id}/events", "/v1/jobs/events"] * 4
@@ -482,7 +524,7 @@ def test_a_feed_keeps_only_the_newest_state_for_a_slow_reader(tmp_path: Path, mo
     ids=["jobs", "budgets", "bytes", "budget"],
 )  # fmt: skip
 def test_a_key_has_a_quota_and_another_keys_jobs_do_not_count(
-    teams: Store, limits: dict[str, int], budget: str, kind: str, status: int, text: str
+    teams: Store, limits: dict[str, Any], budget: str, kind: str, status: int, text: str
 ) -> None:
     flood, other = keyed(teams, "flood"), keyed(teams, "other")
     with served(teams.folder, **limits) as (client, server):
