@@ -11,7 +11,6 @@ import time
 from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from models.doomed import delete_old_marks, marked
 from models.errors import InvalidConfig
@@ -86,7 +85,7 @@ def collect(store: Store, *, keep: int | None, grace_s: float, dry_run: bool = F
 def _find(store: Store, keep: int | None, young: float, among: Garbage | None = None) -> Garbage:
     """Return what nothing needs; of what `among` has, if given, what still is so."""
     objects = store.files.infos("objects")  # first: what is stored from now on is not in the list
-    releases = {int(PurePosixPath(info.name).stem): info for info in store.files.infos("releases")}
+    releases = store.release_infos()
     kept = _kept_numbers(store, releases, keep, young)
     if among is not None:
         kept |= {number for number, info in releases.items() if info.name not in among.names}

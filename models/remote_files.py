@@ -18,10 +18,11 @@ from typing import Any
 import fsspec
 from fsspec.utils import get_protocol
 
-from models.errors import InvalidConfig, StoreUnreachable
-from models.files import REFRESH_AGE_S, TEMPORARY_PREFIX, FileChanged, FileInfo
+from models.errors import DamagedObject, InvalidConfig, StoreUnreachable
+from models.files import REFRESH_AGE_S, TEMPORARY_PREFIX, FileChanged, FileInfo, largest, too_large
 
 WRITABLE = ("memory", "s3")
+UNASKED_BYTES = 16 * 2**20  # of a smaller kind of file a part is asked for, of a larger one its size first
 MEMORY_LOCK = threading.Lock()  # of the one memory:// that a process has
 S3_OPTIONS = {  # a network that is gone should be told within seconds, and the watcher asks again anyway
     "use_listings_cache": False,
@@ -63,8 +64,17 @@ class RemoteFiles:
         return True
 
     def read(self, name: str) -> bytes:
+        limit = largest(name)
         with self._reaching(name):
-            data: bytes = self._system.cat_file(self._path(name))
+            if limit > UNASKED_BYTES:
+                size = int(self._system.info(self._path(name))["size"])
+                if size > limit:
+                    raise too_large(self.shown(name), size, limit)
+                data: bytes = self._system.cat_file(self._path(name))
+            else:
+                data = self._system.cat_file(self._path(name), start=0, end=limit + 1)
+        if len(data) > limit:
+            raise too_large(self.shown(name), len(data), limit)
         return data
 
     def infos(self, folder: str) -> list[FileInfo]:
@@ -159,7 +169,7 @@ class RemoteFiles:
         """Turn every way in which a network fails into one error; each library has its own."""
         try:
             yield
-        except (FileNotFoundError, FileExistsError, FileChanged):
+        except (FileNotFoundError, FileExistsError, FileChanged, DamagedObject):
             raise
         except Exception as error:
             raise StoreUnreachable(

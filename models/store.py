@@ -20,6 +20,8 @@ what is active stays. `resume` makes the pending changes active, on top of what 
 """
 
 import hashlib
+import re
+import stat
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -37,7 +39,7 @@ from models.errors import (
     StoreNotFound,
     UnknownRelease,
 )
-from models.files import FileChanged, Files, LocalFiles
+from models.files import FileChanged, FileInfo, Files, LocalFiles
 from models.names import RouteId, TaskName
 from models.precision import Precision
 from models.records import decode, encode
@@ -47,6 +49,7 @@ from models.route import Route
 
 ObjectSuffix = Literal["safetensors", "onnx", "json"]
 Signature = tuple[int, int, int]  # of a local file: while it is the same, so is the content
+RELEASE_NAME = re.compile(r"releases/([0-9]{6,15})\.json")
 ATTEMPTS = 20  # of a writer whom others are faster than
 
 
@@ -84,6 +87,7 @@ class Store:
         self._files = files
         self._local = local
         self._verified: dict[str, Signature] = {}  # local files whose content was found right
+        self._handed: dict[str, bytes] = {}
         self.bytes_read = 0  # of objects and releases, from the store itself
 
     @classmethod
@@ -188,9 +192,15 @@ class Store:
             StoreUnreachable: the network fails.
         """
         name = object_name(digest, suffix)
+        handed = self._handed.get(name)
+        return self._read_checked(name, digest, needed_by) if handed is None else handed
+
+    def _read_checked(self, name: str, digest: str, needed_by: str) -> bytes:
         kept = self._kept(name, digest)
         if kept is not None:
             return kept
+        path = self._local.path(name)
+        before = _signature(path)
         try:
             data = self._files.read(name)
         except FileNotFoundError as error:
@@ -206,13 +216,36 @@ class Store:
             )
         if self.is_remote:
             self._local.replace(name, data)
+        elif before is not None:
+            self._verified[path.name] = before
         return data
+
+    def hand_over(self, objects: Mapping[str, bytes]) -> None:
+        """Answer for these objects without reading them again, until the next call; content of another digest is not
+        taken."""
+        self._handed = {
+            name: data
+            for name, data in objects.items()
+            if hashlib.sha256(data).hexdigest() == name.removeprefix("objects/").partition(".")[0]
+        }
+
+    @property
+    def verified(self) -> Mapping[str, Signature]:
+        """The local files whose content was found right, and how they looked."""
+        return self._verified
+
+    def trust_verified(self, looks: Mapping[str, Signature]) -> None:
+        """Take over what another process of this machine found right; a file that looks otherwise is read again."""
+        self._verified |= looks
 
     def _kept(self, name: str, digest: str) -> bytes | None:
         """Return what the local folder kept of a remote object, None if it has nothing or something else."""
         if not self.is_remote or not self._local.exists(name):
             return None
-        data = self._local.read(name)
+        try:
+            data = self._local.read(name)
+        except (DamagedObject, OSError):  # something else stands there: what is fetched anew takes its place
+            return None
         return data if hashlib.sha256(data).hexdigest() == digest else None
 
     def object_path(self, digest: str, suffix: ObjectSuffix, *, needed_by: str) -> Path:
@@ -222,9 +255,13 @@ class Store:
         """
         path = self._local.path(object_name(digest, suffix))
         if self._verified.get(path.name) != _signature(path) or path.name not in self._verified:
-            self.read_object(digest, suffix, needed_by=needed_by)
+            self._read_checked(object_name(digest, suffix), digest, needed_by)
             signature = _signature(path)
-            if signature is not None:
+            if signature is None:
+                raise DamagedObject(
+                    f"{path} is no regular file; needed by {needed_by}: restore it from a copy of this store"
+                )
+            if self.is_remote:
                 self._verified[path.name] = signature
         return path
 
@@ -253,8 +290,13 @@ class Store:
         return decode(Current, data, self._files.shown("CURRENT"))
 
     def release_numbers(self) -> list[int]:
-        names = (Path(info.name) for info in self._files.infos("releases"))
-        return sorted(int(name.stem) for name in names if name.stem.isdigit())
+        """Return the numbers of all releases; files of other names in their folder are not the store's."""
+        return sorted(self.release_infos())
+
+    def release_infos(self) -> dict[int, FileInfo]:
+        """Return the files of all releases, by number."""
+        numbered = ((release_number(info.name), info) for info in self._files.infos("releases"))
+        return {number: info for number, info in numbered if number is not None}
 
     def release(self, number: int | None = None) -> Release:
         """Return release `number`, or the active one.
@@ -510,6 +552,12 @@ def release_name(number: int) -> str:
     return f"releases/{number:06d}.json"
 
 
+def release_number(name: str) -> int | None:
+    """Return the number of the release that a file is by its name, None if no release is written under it."""
+    found = RELEASE_NAME.fullmatch(name)
+    return int(found[1]) if found and release_name(int(found[1])) == name else None
+
+
 def now() -> str:
     """Return this moment as releases record it: UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -517,7 +565,7 @@ def now() -> str:
 
 def _signature(path: Path) -> Signature | None:
     try:
-        status = path.stat()
-    except FileNotFoundError:
+        status = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
+    return (status.st_ino, status.st_mtime_ns, status.st_size) if stat.S_ISREG(status.st_mode) else None

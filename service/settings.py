@@ -52,6 +52,20 @@ class Settings(BaseSettings):
         None, description="SQLAlchemy URL of the jobs' database; default: a SQLite file in the store's folder"
     )
     max_queue_images: int = Field(1024, ge=1, description="images accepted and not yet answered, of all requests")
+    proof_timeout_s: float = Field(300.0, gt=0, le=86400, description="seconds that the proof of a new release may take")
+    proof_memory_bytes: int = Field(
+        2 * 2**30, ge=2**26, description="memory of that proof, beside three times what the new weights take"
+    )
+    engine_stall_s: float = Field(
+        60.0, gt=0, le=3600, description="seconds without an answer of the engine after which /readyz says 503"
+    )
+    trust: str | None = Field(
+        None, description="public keys, with commas between: files or base64; only releases signed by one are served"
+    )
+    sign: Path | None = Field(None, description="private key that signs the releases which this server publishes")
+    keys: str | None = Field(
+        None, description="folder or URL that holds keys.json, for keys that publishers cannot write; default: the store"
+    )
     max_batch_rows: int = Field(64, ge=1, description="pairs of image and task that run together")
     max_batch_s: float = Field(0.1, gt=0, le=60, description="seconds that a batch of several images may take")
 
