@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 
 from evolve.executors import ExecutorOption, RayAddressOption, WorkersOption, open_executor
-from models.commands import StoreArgument
+from models.commands import SignOption, StoreArgument, open_store
 from models.errors import LeaseLost, Mu2NetError, QueueUnreachable, TaskBusy
 from models.jobs import LEASE_S, MAX_FRUITLESS_STARTS, Claim, JobQueue, queue_url
 from models.store import Store
@@ -98,11 +98,12 @@ def worker(
         float | None,
         typer.Option(min=0.0, help="Delete images sent longer ago; default: kept as long as their task is there."),
     ] = None,
+    sign: SignOption = None,
     once: Annotated[bool, typer.Option("--once", help="End when no job waits.")] = False,
 ) -> None:
     """Work on the tasks that are sent to the server of this store. Ctrl-C stops; the job is taken up again."""
     step_back()
-    opened = Store.open(store)
+    opened = open_store(store, sign)
     jobs = JobQueue(queue_url(opened, queue))
     keep_s = None if keep_uploads_days is None else keep_uploads_days * DAY_S
 

@@ -18,7 +18,8 @@ from models.files import REFRESH_AGE_S, FileInfo
 from models.names import TaskName
 from models.records import decode
 from models.release import Release
-from models.store import Store, object_name, release_name, route_objects
+from models.signatures import signature_name
+from models.store import Store, object_name, release_name, release_number, route_objects
 
 MIN_GRACE_S = 2 * REFRESH_AGE_S  # a writer may rely on an object that it last made young an hour ago
 
@@ -77,6 +78,10 @@ def collect(store: Store, *, keep: int | None, grace_s: float, dry_run: bool = F
             garbage = _find(store, keep, young, among=planned)
             for info in (*garbage.releases, *garbage.objects):  # in this order: no release names what is gone
                 store.files.delete(info.name)
+            for info in garbage.releases:
+                number = release_number(info.name)
+                if number is not None:
+                    store.files.delete(signature_name(number))
         for info in (*garbage.objects, *garbage.leftovers):
             store.local_files.delete(info.name)  # of a remote store, what was kept of it here
     return garbage

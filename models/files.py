@@ -56,9 +56,7 @@ class FileInfo:
 
 def largest(name: str) -> int:
     """Return the most bytes that a file of a store may have to be read into memory."""
-    return next(
-        (size for begin, end, size in LARGEST if name.startswith(begin) and name.endswith(end)), LARGEST_OTHER
-    )
+    return next((size for begin, end, size in LARGEST if name.startswith(begin) and name.endswith(end)), LARGEST_OTHER)
 
 
 def too_large(shown: str, size: int, limit: int) -> DamagedObject:

@@ -5,6 +5,7 @@
     objects/<sha256>.json          a route record
     releases/<number>.json         which route answers for which task
     CURRENT                        which release is active
+    signatures/<number>.json       who signed a release, see models/signatures.py
     journal/, gc/                  see evolve/journal.py, models/doomed.py
 
 Everything a file names is written before it and `CURRENT` last, so a writer killed at any moment leaves
@@ -46,6 +47,7 @@ from models.records import decode, encode
 from models.release import Release, TaskChange, changed_tasks, require_task, with_changes
 from models.remote_files import RemoteFiles
 from models.route import Route
+from models.signatures import Signer
 
 ObjectSuffix = Literal["safetensors", "onnx", "json"]
 Signature = tuple[int, int, int]  # of a local file: while it is the same, so is the content
@@ -88,6 +90,8 @@ class Store:
         self._local = local
         self._verified: dict[str, Signature] = {}  # local files whose content was found right
         self._handed: dict[str, bytes] = {}
+        self.signer: Signer | None = None  # signs each release that is made through this object
+        self.on_read: Callable[[str, bytes], None] | None = None  # told the objects that `read_object` returns
         self.bytes_read = 0  # of objects and releases, from the store itself
 
     @classmethod
@@ -193,7 +197,10 @@ class Store:
         """
         name = object_name(digest, suffix)
         handed = self._handed.get(name)
-        return self._read_checked(name, digest, needed_by) if handed is None else handed
+        data = self._read_checked(name, digest, needed_by) if handed is None else handed
+        if self.on_read is not None:
+            self.on_read(name, data)
+        return data
 
     def _read_checked(self, name: str, digest: str, needed_by: str) -> bytes:
         kept = self._kept(name, digest)
@@ -486,6 +493,8 @@ class Store:
             release = base.successor(tasks, number=candidate, reason=reason, created_at=now(), precisions=precisions)
             with suppress(FileExistsError):
                 self._files.create(release_name(candidate), encode(release))
+                if self.signer is not None:
+                    self.signer(self._files, release)  # before the pointer moves, so that no server finds it unsigned
                 return release
         raise PublishConflict(f"{ATTEMPTS} writers were faster in {self._files.shown()}: publish again")
 

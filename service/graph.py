@@ -142,7 +142,7 @@ def _check_tensor(tensor: _Message, files: Collection[str]) -> None:
     for entry in tensor.messages(TENSOR_EXTERNAL):
         if entry.text(ENTRY_KEY) == "location" and entry.text(ENTRY_VALUE) not in files:
             raise _NotAllowed(
-                f"reads the weights {name!r} from {entry.text(ENTRY_VALUE)[:100]!r}, a file that its route does not name"
+                f"reads the weights {name!r} from {entry.text(ENTRY_VALUE)[:100]!r}, a file that is not its stage's"
             )
 
 

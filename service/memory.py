@@ -3,8 +3,12 @@
 import ctypes
 import gc
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
+
+# ONNX Runtime has no type for running out of memory
+NO_MEMORY = re.compile(r"allocate memory|bad_alloc|out of memory", re.IGNORECASE)
 
 
 def resident_bytes() -> int | None:
