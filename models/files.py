@@ -288,10 +288,7 @@ def _read_bounded(file: BinaryIO, shown: str, limit: int) -> bytes:
     size = os.fstat(file.fileno()).st_size
     if size > limit:
         raise too_large(shown, size, limit)
-    data = file.read(limit + 1)  # the file may grow meanwhile
-    if len(data) > limit:
-        raise too_large(shown, len(data), limit)
-    return data
+    return file.read(size)  # what is appended meanwhile is none of what was written
 
 
 def _private(path: str, flags: int) -> int:

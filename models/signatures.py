@@ -13,11 +13,10 @@ import base64
 import binascii
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -27,9 +26,6 @@ from models.errors import InvalidConfig, PublishConflict, UntrustedRelease
 from models.files import FileChanged, Files
 from models.records import decode, encode
 from models.release import Release
-
-if TYPE_CHECKING:
-    from models.store import Store
 
 FOLDER = "signatures"
 CONTEXT = b"mu2net release 1\n"  # so that a signature of ours is one of nothing else
@@ -52,8 +48,7 @@ class ReleaseSignatures:
     format_version: int = 1
 
 
-class Signer(Protocol):
-    def __call__(self, files: Files, release: Release) -> None: ...
+Signer = Callable[[Files, Release], None]  # signs a release in its place
 
 
 def signature_name(number: int) -> str:
@@ -159,11 +154,11 @@ class Trust:
             raise InvalidConfig("no key to trust is given: name a public key's file, or the key itself in base64")
         return cls(frozenset(map(_public_key, given)))
 
-    def check(self, store: "Store", release: Release) -> None:
+    def check(self, files: Files, release: Release) -> None:
         """Raise UntrustedRelease unless one of the keys signed just this release."""
-        shown = f"release {release.number} of {store.files.shown()}"
-        advice = f"sign it with 'mu2net releases sign {store.files.shown()} {release.number} --key FILE'"
-        found = read_signatures(store.files, release.number)
+        shown = f"release {release.number} of {files.shown()}"
+        advice = f"sign it with 'mu2net releases sign {files.shown()} {release.number} --key FILE'"
+        found = read_signatures(files, release.number)
         trusted = [signature for signature in found if signature.key in self.keys]
         if any(_fits(signature, release) for signature in trusted):
             return

@@ -91,7 +91,7 @@ class _Verifier:
     def _signed(self, release: Release) -> None:
         if self._trust is not None:
             try:
-                self._trust.check(self._store, release)
+                self._trust.check(self._store.files, release)
             except Mu2NetError as error:
                 self.found.problems.append(str(error))
 

@@ -50,7 +50,7 @@ def serve(
     opened = Store.open(store, cache=settings.cache)
     release = opened.release()
     if trusted is not None:
-        Trust.of(trusted).check(opened, release)
+        Trust.of(trusted).check(opened.files, release)
     opened.routes(release)  # reads every record, so that a damaged store is told here
     home = Path.home() / ".cache" / "mu2net" / f"serve-{port}"  # BentoML's metrics; two servers must not share them
     check_port(address, port)

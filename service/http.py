@@ -185,7 +185,7 @@ def _add_releases(app: FastAPI) -> None:
         server = server_of(request)
         store = server.store()
         if server.trust is not None:
-            server.trust.check(store, store.release(number))
+            server.trust.check(store.files, store.release(number))
         return _moved(server, store.activate(number))
 
     @app.post("/v1/releases/resume", responses=changed, status_code=202)

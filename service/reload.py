@@ -187,7 +187,7 @@ class Watcher:
         if release is None:
             record = store.release(number)
             if self._trust is not None:
-                self._trust.check(store, record)
+                self._trust.check(store.files, record)
             proved = self._prove_new(store, record)
             release = self._pool.load_release(store, record, self._residents.held)
         elsewhere = None if proved is None or self._pool.runtime.provider == CUDA else proved.logits()
