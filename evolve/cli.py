@@ -16,7 +16,7 @@ from rich.text import Text
 from evolve.config import preset_names, setting_names
 from evolve.executors import ExecutorOption, RayAddressOption, WorkersOption, open_executor
 from models.budget import parse_budget
-from models.commands import JsonOption, StoreArgument, accuracy_text, plain_console
+from models.commands import JsonOption, SignOption, StoreArgument, accuracy_text, open_store, plain_console
 from models.names import TaskName, parse_task_name
 from models.store import Store
 
@@ -107,6 +107,7 @@ def evolve(
     plain: Annotated[
         bool, typer.Option("--plain", help="The slow reference: one after another, nothing shared.")
     ] = False,
+    sign: SignOption = None,
     profile: Annotated[bool, typer.Option("--profile", help="Show where the time of training went.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -117,7 +118,7 @@ def evolve(
     from evolve.config import load_config
     from evolve.source import Columns
 
-    opened = Store.open(store)
+    opened = open_store(store, sign)
     if plain and (workers is not None or executor != "local"):
         raise typer.BadParameter("--plain trains one after another in this process: leave --workers and --executor out")
     if budget is not None:

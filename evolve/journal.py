@@ -153,4 +153,5 @@ def _generation(record: CandidateRecord) -> str:
 
 def iterations(store: Store, task: TaskName) -> list[int]:
     """Return the numbers of all iterations of a task that were ever started."""
-    return sorted(int(folder) for folder in store.files.folders(f"journal/{task}"))
+    folders = store.files.folders(f"journal/{task}")
+    return sorted(int(folder) for folder in folders if folder.isascii() and folder.isdigit())

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from models.commands import JsonOption, StoreArgument, accuracy_text, plain_console
+from models.commands import JsonOption, SignOption, StoreArgument, accuracy_text, open_store, plain_console
 from models.errors import InvalidConfig, InvalidData
 from models.names import TaskName, parse_task_name
 from models.precision import DEFAULT_TOLERANCE
@@ -36,6 +36,7 @@ def precision(
         float, typer.Option(help="Points of validation accuracy that a route may lose.", min=0, max=100)
     ] = DEFAULT_TOLERANCE,
     skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="Leave damaged images out.")] = False,
+    sign: SignOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Publish a release whose routes can also be served in a lower precision, or in float32 alone again.
@@ -44,7 +45,7 @@ def precision(
     """
     from evolve.variants import drop_variants, lower_release
 
-    opened = Store.open(store)
+    opened = open_store(store, sign)
     if wanted == "float32":
         if data:
             raise InvalidConfig("--data is for int8 and float16: float32 needs no images")

@@ -208,9 +208,37 @@ def compare(
 
 
 def _store_golden(store: Store, onnx_route: OnnxRoute, images: LabelledImages, image_size: int) -> GoldenId:
-    pixels = np.asarray(images.pixels(image_size)[_spread(len(images), GOLDEN_IMAGES)])
-    sample = {"pixels": pixels, "logits": onnx_route.logits(pixels)}
+    """Store samples that tell this route from others: validation images, images of one colour where those are alike.
+
+    A sample proves a subgraph only if its logits depend on it, so those are taken whose logits lie farthest apart.
+    """
+    found = np.asarray(images.pixels(image_size)[_spread(len(images), COMPARED_IMAGES)])
+    plain = np.stack([np.full(found.shape[1:], level, np.uint8) for level in (0, 255)])
+    pixels = np.concatenate([found, plain])
+    logits = np.concatenate([onnx_route.logits(image[None]) for image in pixels])  # alone, as a server proves them
+    chosen = farthest(logits, GOLDEN_IMAGES, preferred=len(found))
+    sample = {"pixels": pixels[chosen], "logits": logits[chosen]}
     return GoldenId(store.put_object(serialize(sample), "safetensors"))
+
+
+def farthest(logits: np.ndarray, count: int, *, preferred: int) -> list[int]:
+    """Return the indices of up to `count` rows that lie far apart, from the first on, without repeating any.
+
+    Of the first `preferred` rows as many are taken as differ; then come the others.
+    """
+    chosen = [0]
+    for candidates in (range(preferred), range(preferred, len(logits))):
+        while len(chosen) < count:
+            distances = {
+                index: min(float(np.abs(logits[index] - logits[other]).max()) for other in chosen)
+                for index in candidates
+                if index not in chosen
+            }
+            best = max(distances, key=lambda index: distances[index], default=None)
+            if best is None or not distances[best] > 0:
+                break
+            chosen.append(best)
+    return chosen
 
 
 def _spread(count: int, wanted: int) -> np.ndarray:

@@ -25,7 +25,7 @@ from typing import Annotated
 import typer
 
 from evolve.executors import ExecutorOption, RayAddressOption, WorkersOption, open_executor
-from models.commands import StoreArgument
+from models.commands import SignOption, StoreArgument, open_store
 from models.errors import (
     ClusterLost,
     LeaseLost,
@@ -165,6 +165,7 @@ def worker(
         float | None,
         typer.Option(min=0.0, help="Delete images sent longer ago; default: kept as long as their task is there."),
     ] = None,
+    sign: SignOption = None,
     once: Annotated[bool, typer.Option("--once", help="End when no job waits.")] = False,
     parent: Annotated[int | None, typer.Option(envvar=PARENT_VARIABLE, hidden=True)] = None,
 ) -> None:
@@ -174,7 +175,7 @@ def worker(
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # a closed terminal
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     step_back()
-    opened = Store.open(store)
+    opened = open_store(store, sign)
     jobs = JobQueue(queue_url(opened, queue))
     keep_s = None if keep_uploads_days is None else keep_uploads_days * DAY_S
 

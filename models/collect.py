@@ -11,7 +11,6 @@ import time
 from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from models.doomed import delete_old_marks, marked
 from models.errors import InvalidConfig
@@ -19,7 +18,8 @@ from models.files import REFRESH_AGE_S, FileInfo, remove
 from models.names import TaskName
 from models.records import decode
 from models.release import Release
-from models.store import Store, object_name, release_name, route_objects
+from models.signatures import signature_name
+from models.store import Store, object_name, release_name, release_number, route_objects
 
 MIN_GRACE_S = 2 * REFRESH_AGE_S  # a writer may rely on an object that it last made young an hour ago
 
@@ -78,6 +78,10 @@ def collect(store: Store, *, keep: int | None, grace_s: float, dry_run: bool = F
             garbage = _find(store, keep, young, among=planned)
             for info in (*garbage.releases, *garbage.objects):  # in this order: no release names what is gone
                 store.files.delete(info.name)
+            for info in garbage.releases:
+                number = release_number(info.name)
+                if number is not None:
+                    store.files.delete(signature_name(number))
         for info in garbage.objects:
             store.local_files.delete(info.name)  # of a remote store, what was kept of it here
         for info in garbage.leftovers:
@@ -88,7 +92,7 @@ def collect(store: Store, *, keep: int | None, grace_s: float, dry_run: bool = F
 def _find(store: Store, keep: int | None, young: float, among: Garbage | None = None) -> Garbage:
     """Return what nothing needs; of what `among` has, if given, what still is so."""
     objects = store.files.infos("objects")  # first: what is stored from now on is not in the list
-    releases = {int(PurePosixPath(info.name).stem): info for info in store.files.infos("releases")}
+    releases = store.release_infos()
     kept = _kept_numbers(store, releases, keep, young)
     if among is not None:
         kept |= {number for number, info in releases.items() if info.name not in among.names}

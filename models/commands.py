@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from models.figures import task_figures
+from models.signatures import load_signer
 from models.store import Store
 
 StoreArgument = Annotated[
@@ -17,7 +19,25 @@ StoreArgument = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 
+SignOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--sign",
+        envvar="MU2NET_SIGN",
+        help="Private key that signs the releases made here, see 'mu2net releases keygen'.",
+        show_default=False,
+    ),
+]
+
 COLUMNS = ("task", "classes", "px", "blocks", "val", "test", "added", "accounted", "FLOPs")
+
+
+def open_store(store: str, sign: Path | None = None) -> Store:
+    """Open a store whose releases, as far as they are made through it, are signed with the key in a file."""
+    signer = None if sign is None else load_signer(sign)  # first: a wrong key is told before anything is done
+    opened = Store.open(store)
+    opened.signer = signer
+    return opened
 
 
 def tasks(store: StoreArgument, as_json: JsonOption = False) -> None:

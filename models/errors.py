@@ -24,6 +24,7 @@
     │   ├── DamagedObject
     │   ├── UnsupportedFormat
     │   ├── StoreUnreachable    the network or the file system fails; trying again may help
+    │   ├── UntrustedRelease    a release without the signature of a key that is trusted
     │   └── PublishConflict     the change no longer fits the current release
     ├── TaskBusy              another process or job evolves this task
     ├── TaskExists            a new task has a name that the release has already
@@ -36,6 +37,8 @@
     ├── WorkerFailed          a worker ends because of its machine; the job that it had waits for another
     ├── ClusterLost           the Ray cluster cannot be reached, or loses candidates over and over
     ├── ExportMismatch        ONNX Runtime and torch disagree about a route
+    ├── ProofFailed           a new release could not be proven in a process of its own
+    ├── ProofTimeout          that took longer than it may
     ├── PrecisionLoss         a lower precision would cost a route more accuracy than is allowed
     ├── NotReady              the server has no release to answer from
     ├── WritingIsOff          the server takes no changes from where this request could come
@@ -165,6 +168,10 @@ class StoreUnreachable(StoreError):
     pass
 
 
+class UntrustedRelease(StoreError):
+    pass
+
+
 class PublishConflict(StoreError):
     pass
 
@@ -214,6 +221,18 @@ class ClusterLost(Mu2NetError):
 
 
 class ExportMismatch(Mu2NetError):
+    pass
+
+
+class ProofFailed(Mu2NetError):
+    """`kind` is the short name of the error that the process met, such as `missing-object`."""
+
+    def __init__(self, message: str, *, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class ProofTimeout(Mu2NetError):
     pass
 
 

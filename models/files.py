@@ -9,19 +9,39 @@ import fcntl
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import BinaryIO, Protocol, runtime_checkable
 
 from filelock import FileLock
 
+from models.errors import DamagedObject
 from models.storage import CACHE, STORE, writing
 
 REFRESH_AGE_S = 3600.0  # younger files need no touch: an object store has none, there it is a copy of the file
+SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # no link is followed, and opening a pipe does not wait
 TEMPORARY_PREFIX = ".new-"  # what a killed writer leaves behind begins so, and nothing reads it
+
+KIB, MIB, GIB = 2**10, 2**20, 2**30
+# Largest size of a file by the beginning and the end of its name; the first that fits counts. What is read into
+# memory must be bounded before it is known to be what its name promises.
+LARGEST = (
+    ("CURRENT", "", MIB),
+    ("keys.json", "", 16 * MIB),
+    ("releases/", "", 16 * MIB),
+    ("signatures/", "", MIB),
+    ("gc/", "", 64 * MIB),
+    ("objects/", ".json", 16 * MIB),
+    ("objects/", ".onnx", 64 * MIB),  # its weights lie in files of their own
+    ("objects/", "", 2 * GIB),  # one component: a block of the largest known ViT has 0.8 GiB
+    ("journal/", "", GIB),
+)
+LARGEST_OTHER = 2 * GIB
 
 
 class FileChanged(Exception):
@@ -37,6 +57,17 @@ class FileInfo:
     modified_at: float
 
 
+def largest(name: str) -> int:
+    """Return the most bytes that a file of a store may have to be read into memory."""
+    return next((size for begin, end, size in LARGEST if name.startswith(begin) and name.endswith(end)), LARGEST_OTHER)
+
+
+def too_large(shown: str, size: int, limit: int) -> DamagedObject:
+    return DamagedObject(
+        f"{shown} has {size:,} bytes; at most {limit:,} are read of such a file: restore it from a copy, or delete it"
+    )
+
+
 @runtime_checkable  # shapes and types of models/ are checked in tests
 class Files(Protocol):
     """A place addressed by names with forward slashes. What it cannot reach is a StoreUnreachable."""
@@ -48,7 +79,12 @@ class Files(Protocol):
     def exists(self, name: str) -> bool: ...
 
     def read(self, name: str) -> bytes:
-        """Return the whole file; FileNotFoundError if there is none."""
+        """Return the whole file.
+
+        Raises:
+            FileNotFoundError: there is none.
+            DamagedObject: a link, a folder or a device stands there, or it is larger than `largest` allows.
+        """
         ...
 
     def infos(self, folder: str) -> list[FileInfo]:
@@ -96,7 +132,12 @@ class Files(Protocol):
 
 
 class LocalFiles:
-    """A folder. Every write is on disk before its name appears."""
+    """A folder. Every write is on disk before its name appears.
+
+    Who may write into the folder may put anything there: a pipe that never ends, a device, a link to a file outside.
+    So below the folder no link is followed, and only regular files of a bounded size are read. The folder itself is
+    the operator's choice and may be a link.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -108,20 +149,67 @@ class LocalFiles:
         return str(self.path(name))
 
     def exists(self, name: str) -> bool:
-        return self.path(name).is_file()
+        """Tell whether anything but a folder stands there; whether it may be read is told by `read`."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return not stat.S_ISDIR(self.path(name).lstat().st_mode)
+        return False
 
     def read(self, name: str) -> bytes:
-        return self.path(name).read_bytes()
+        with self.open(name) as file:
+            return _read_bounded(file, self.shown(name), largest(name))
+
+    def open(self, name: str) -> BufferedReader:
+        """Open a regular file for reading, without following a link below the folder and without waiting.
+
+        Raises:
+            FileNotFoundError: there is none.
+            DamagedObject: a link or something else than a regular file stands there.
+        """
+        descriptor = self._open_parent(name)
+        try:
+            file = os.open(name.rpartition("/")[2], os.O_RDONLY | SAFELY, dir_fd=descriptor)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise self._not_regular(name, error) from error
+        finally:
+            os.close(descriptor)
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            os.close(file)
+            raise self._not_regular(name)
+        return os.fdopen(file, "rb")
+
+    def _open_parent(self, name: str) -> int:
+        """Return a descriptor of the folder that holds `name`."""
+        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        for part in name.split("/")[:-1]:
+            try:
+                below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | SAFELY, dir_fd=descriptor)
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                raise self._not_regular(name, error) from error
+            finally:
+                os.close(descriptor)
+            descriptor = below
+        return descriptor
+
+    def _not_regular(self, name: str, error: OSError | None = None) -> DamagedObject:
+        reason = f" ({error.strerror})" if error is not None else ""
+        return DamagedObject(
+            f"{self.shown(name)} is no regular file that can be read here{reason}: links, pipes and devices in a store "
+            "are not followed; restore it from a copy, or delete it"
+        )
 
     def infos(self, folder: str) -> list[FileInfo]:
         found: list[FileInfo] = []
         for entry in self._entries(folder):
-            if entry.is_file() and not entry.name.startswith(TEMPORARY_PREFIX):
+            if not entry.name.startswith(TEMPORARY_PREFIX):
                 found += _info(folder, entry)
         return sorted(found, key=lambda info: info.name)
 
     def folders(self, folder: str) -> list[str]:
-        return sorted(entry.name for entry in self._entries(folder) if entry.is_dir())
+        return sorted(entry.name for entry in self._entries(folder) if entry.is_dir(follow_symlinks=False))
 
     def leftovers(self, folder: str = "", *, older_than_s: float = 0.0) -> list[FileInfo]:
         """Return what killed writers left below `folder` at any depth, files and folders; see `abandoned`."""
@@ -136,7 +224,13 @@ class LocalFiles:
         return sum(info.size for info in found)
 
     def _entries(self, folder: str) -> list["os.DirEntry[str]"]:
-        return list(os.scandir(self.path(folder))) if self.path(folder).is_dir() else []
+        """Return what is in a folder; DamagedObject if a link leads to it, since its files are not the store's."""
+        path = self.folder
+        for part in folder.split("/"):
+            path /= part
+            if path.is_symlink():
+                raise self._not_regular(folder)
+        return list(os.scandir(path)) if path.is_dir() else []
 
     def create(self, name: str, data: bytes) -> None:
         target = self.path(name)
@@ -156,7 +250,8 @@ class LocalFiles:
         copy_file(source, self.path(name), place=STORE)
 
     def fetch(self, name: str, target: Path) -> None:
-        copy_file(self.path(name), target, place=CACHE)
+        with self.open(name) as source:
+            _copy(source, target, place=CACHE)
 
     def swap(self, name: str, change: Callable[[bytes], bytes]) -> None:
         """As everywhere; the caller holds `lock`, so nobody can be faster."""
@@ -164,9 +259,12 @@ class LocalFiles:
 
     def touch(self, name: str) -> None:
         path = self.path(name)
-        if time.time() - path.stat().st_mtime > REFRESH_AGE_S:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise self._not_regular(name)
+        if time.time() - status.st_mtime > REFRESH_AGE_S:
             with self._writing():
-                os.utime(path)
+                os.utime(path, follow_symlinks=False)
 
     def delete(self, name: str) -> None:
         with self._writing():
@@ -189,8 +287,13 @@ class LocalFiles:
 
 def copy_file(source: Path, target: Path, *, place: str) -> None:
     """Make `target` a copy that only this user may read; it appears whole and on disk. Errors as `written_beside`."""
+    with source.open("rb") as reading:
+        _copy(reading, target, place=place)
+
+
+def _copy(reading: BinaryIO, target: Path, *, place: str) -> None:
     with written_beside(target, mode=0o600, place=place) as temporary:
-        with source.open("rb") as reading, temporary.open("r+b") as file:
+        with temporary.open("r+b") as file:
             shutil.copyfileobj(reading, file)
             file.flush()
             os.fsync(file.fileno())
@@ -243,6 +346,13 @@ def held(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _read_bounded(file: BinaryIO, shown: str, limit: int) -> bytes:
+    size = os.fstat(file.fileno()).st_size
+    if size > limit:
+        raise too_large(shown, size, limit)
+    return file.read(size)  # what is appended meanwhile is none of what was written
+
+
 def abandoned(
     folder: Path, *, older_than_s: float, prefixes: Sequence[str] = (TEMPORARY_PREFIX,), is_deep: bool = True
 ) -> list[tuple[Path, int, float]]:
@@ -290,10 +400,12 @@ def remove(path: Path) -> None:
 
 
 def _info(folder: str, entry: "os.DirEntry[str]") -> list[FileInfo]:
-    """Return what is known of a file, nothing if it has been deleted or renamed since it was listed."""
+    """Return what is known of a regular file, nothing if it is none or is gone since it was listed."""
     try:
-        status = entry.stat()
+        status = entry.stat(follow_symlinks=False)
     except FileNotFoundError:
+        return []
+    if not stat.S_ISREG(status.st_mode):
         return []
     return [FileInfo(f"{folder}/{entry.name}", status.st_size, status.st_mtime)]
 

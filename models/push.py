@@ -5,7 +5,9 @@ from pathlib import Path
 
 from models.collect import release_objects
 from models.errors import InvalidConfig, StoreNotFound
+from models.files import Files
 from models.release import Release
+from models.signatures import Signer, add_signatures, fitting_signatures, signed_content
 from models.store import ObjectSuffix, Store
 
 
@@ -21,11 +23,19 @@ class Pushed:
     is_held: bool  # a person holds another release there, so this one is pending
 
 
-def push(source: Store, target: str | Path, number: int | None = None, *, cache: Path | None = None) -> Pushed:
+def push(
+    source: Store,
+    target: str | Path,
+    number: int | None = None,
+    *,
+    cache: Path | None = None,
+    signer: Signer | None = None,
+) -> Pushed:
     """Copy a release to the store at `target`, which is made if there is none, and make it the active one there.
 
     It keeps its number if that is higher than all there, else it gets the next. Each object is checked
-    against its digest on the way. A hold on the other store is respected.
+    against its digest on the way. A hold on the other store is respected. Signatures go along if the number stays;
+    with `signer` the release is signed anew there.
 
     Raises:
         InvalidConfig: the other store grew from another root.
@@ -37,6 +47,7 @@ def push(source: Store, target: str | Path, number: int | None = None, *, cache:
         found = Store.open(target, cache=cache)
     except StoreNotFound:
         made = Store.begin(target, copy.first, cache=cache)
+        copy.sign(made, release, signer)
         return copy.result(made, release, is_new=True)
     if found.release().root != release.root:
         raise InvalidConfig(
@@ -45,7 +56,9 @@ def push(source: Store, target: str | Path, number: int | None = None, *, cache:
     copy.objects(found)
     newest = found.newest()
     if (newest.tasks, newest.precisions) == (release.tasks, release.precisions):
+        copy.sign(found, newest, signer)
         return copy.result(found, newest, is_new=False)
+    found.signer = copy.signatures if signer is None else signer
     reason = f"pushed: release {release.number} ({release.reason})"
     published = found.publish(
         lambda _: release.tasks, reason=reason, at_least=release.number, precisions=release.precisions
@@ -78,6 +91,19 @@ class _Copy:
             target.put_object(data, _suffix(suffix))
             self._copied += 1
             self._bytes += len(data)
+
+    def sign(self, target: Store, release: Release, signer: Signer | None) -> None:
+        with target.files.lock():
+            self.signatures(target.files, release)
+            if signer is not None:
+                signer(target.files, release)
+
+    def signatures(self, files: Files, release: Release) -> None:
+        """Copy the signatures that also fit the release there: it has the same number, root and routes."""
+        if signed_content(release) == signed_content(self._release):
+            made = fitting_signatures(self._source.files, self._release)
+            if made:
+                add_signatures(files, release.number, made)
 
     def result(self, target: Store, release: Release, *, is_new: bool) -> Pushed:
         return Pushed(release, is_new, self._copied, self._bytes, self._present, target.current().is_held)

@@ -56,14 +56,16 @@ def decode(kind: type[Record], data: bytes, name: str) -> Record:
     try:
         plain = json.loads(data)
         version = plain["format_version"]
-    except (ValueError, TypeError, KeyError) as error:
+        seal = plain.pop(SEAL, None)
+        is_sealed = seal == _seal(plain)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DamagedObject(f"{name} is damaged: not a JSON record with a format_version; restore it") from error
     if version not in FORMAT_VERSIONS:
         raise UnsupportedFormat(
             f"{name} has format_version {version!r}; this version reads {' and '.join(map(str, FORMAT_VERSIONS))}: "
             "upgrade mu2net"
         )
-    if plain.pop(SEAL, None) != _seal(plain):
+    if not is_sealed:
         raise DamagedObject(f"{name} is damaged: its content is not what its sha256 says; restore it from a copy")
     try:
         return _adapter(kind).validate_json(data)  # type: ignore[no-any-return]  # of type `kind`

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,13 +11,24 @@ from rich.table import Table
 from rich.text import Text
 
 from models.collect import collect
-from models.commands import JsonOption, StoreArgument, accuracy_text, in_millions, moment, plain_console
+from models.commands import (
+    JsonOption,
+    SignOption,
+    StoreArgument,
+    accuracy_text,
+    in_millions,
+    moment,
+    open_store,
+    plain_console,
+)
 from models.diff import diff as differences
+from models.errors import DamagedObject
 from models.names import parse_task_name, short
 from models.precision import Precision
 from models.push import push
 from models.release import Release
 from models.route import Route
+from models.signatures import Trust, load_signer, new_key, read_signatures
 from models.store import Current, Store
 from models.verify import verify
 
@@ -119,13 +131,18 @@ def verify_releases(
     store: StoreArgument,
     release: PerhapsRelease = None,
     every: Annotated[bool, typer.Option("--all", help="All releases, not just one.")] = False,
+    trust: Annotated[
+        list[str] | None,
+        typer.Option(help="A public key, as a file or in base64; repeatable. Each release must be signed by one."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Read and check every file that a release needs; exits with 1 and names each that is missing or damaged."""
+    trusted = None if not trust else Trust.of(trust)
     opened = Store.open(store)
     active = opened.current().release if release is None and not every else 0
     numbers = opened.release_numbers() if every else [active if release is None else release]
-    found = verify(opened, numbers)
+    found = verify(opened, numbers, trust=trusted)
     if as_json:
         facts = {"releases": numbers, "files": found.files, "size": found.size, "problems": found.problems}
         typer.echo(json.dumps(facts))
@@ -141,15 +158,52 @@ def verify_releases(
 
 
 @app.command()
+def keygen(
+    file: Annotated[Path, typer.Argument(help="Where the private key goes; FILE.pub gets the public key.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Make a pair of keys for signing releases: Ed25519, in PEM files as OpenSSL reads them."""
+    public = new_key(file)
+    if as_json:
+        typer.echo(json.dumps({"private_key_file": str(file), "public_key": public}))
+        return
+    typer.echo(public)
+    typer.echo(f"private key: {file}; servers trust its holder with 'mu2net serve --trust {file}.pub'", err=True)
+
+
+@app.command()
+def sign(
+    store: StoreArgument,
+    release: PerhapsRelease = None,
+    key: Annotated[Path, typer.Option(help="The private key, a PEM file.", show_default=False)] = ...,  # type: ignore[assignment]  # typer's mark of an option that must be given
+    as_json: JsonOption = False,
+) -> None:
+    """Sign a release after its files were read and checked; servers that trust the key take it up."""
+    signer = load_signer(key)
+    opened = Store.open(store)
+    found = opened.release(release)
+    problems = verify(opened, [found.number]).problems
+    if problems:
+        raise DamagedObject(f"release {found.number} was not signed, since it is not whole: {problems[0]}")
+    with opened.files.lock():
+        signer(opened.files, found)
+    keys = [signature.key for signature in read_signatures(opened.files, found.number)]
+    if as_json:
+        typer.echo(json.dumps({"release": found.number, "signed_by": keys}))
+        return
+    typer.echo(f"release {found.number} of {store} is signed by {', '.join(keys)}")
+
+
+@app.command()
 def activate(store: StoreArgument, release: ReleaseArgument, as_json: JsonOption = False) -> None:
     """Make a release the active one, and hold it there: servers go to it, and no job moves on until `resume`."""
     _tell(Store.open(store).activate(release), store, as_json)
 
 
 @app.command()
-def resume(store: StoreArgument, as_json: JsonOption = False) -> None:
+def resume(store: StoreArgument, sign: SignOption = None, as_json: JsonOption = False) -> None:
     """End a hold: make active what was published meanwhile, put on the release that is active now."""
-    _tell(Store.open(store).resume(), store, as_json)
+    _tell(open_store(store, sign).resume(), store, as_json)
 
 
 def _tell(current: Current, store: str, as_json: bool) -> None:
@@ -160,9 +214,9 @@ def _tell(current: Current, store: str, as_json: bool) -> None:
 
 
 @app.command()
-def remove(store: StoreArgument, task: TaskArgument, as_json: JsonOption = False) -> None:
+def remove(store: StoreArgument, task: TaskArgument, sign: SignOption = None, as_json: JsonOption = False) -> None:
     """Publish a release without a task. Older releases keep it, and activating one brings it back."""
-    opened = Store.open(store)
+    opened = open_store(store, sign)
     _tell_published(opened, opened.remove_task(task), store, as_json)
 
 
@@ -171,10 +225,11 @@ def rename(
     store: StoreArgument,
     task: TaskArgument,
     new_name: Annotated[str, typer.Argument(help="Its new name.", show_default=False)],
+    sign: SignOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Publish a release with a task under another name; its answers stay the same."""
-    opened = Store.open(store)
+    opened = open_store(store, sign)
     _tell_published(opened, opened.rename_task(task, parse_task_name(new_name)), store, as_json)
 
 
@@ -215,10 +270,14 @@ def push_release(
     store: StoreArgument,
     target: Annotated[str, typer.Argument(help="Another store, made if missing: a folder or a URL.")],
     release: PerhapsRelease = None,
+    sign: SignOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Copy a release to another store, only the objects that it lacks, and make it the active one there."""
-    done = push(Store.open(store), target, release)
+    """Copy a release to another store, only the objects that it lacks, and make it the active one there.
+
+    Its signatures go along if it keeps its number.
+    """
+    done = push(Store.open(store), target, release, signer=None if sign is None else load_signer(sign))
     if as_json:
         typer.echo(json.dumps({**asdict(done), "release": done.release.number}))
         return

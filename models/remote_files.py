@@ -17,11 +17,12 @@ from typing import Any
 import fsspec
 from fsspec.utils import get_protocol
 
-from models.errors import InvalidConfig, StoreUnreachable
-from models.files import REFRESH_AGE_S, FileChanged, FileInfo, written_beside
+from models.errors import DamagedObject, InvalidConfig, StoreUnreachable
+from models.files import REFRESH_AGE_S, FileChanged, FileInfo, largest, too_large, written_beside
 from models.storage import FULL
 
 WRITABLE = ("memory", "s3")
+UNASKED_BYTES = 16 * 2**20  # of a smaller kind of file a part is asked for, of a larger one its size first
 MEMORY_LOCK = threading.Lock()  # of the one memory:// that a process has
 # Of S3, for questions and small files: a store that accepts and never answers is told within READ_S times ATTEMPTS.
 CONNECT_S, READ_S, ATTEMPTS = 2, 3, 2
@@ -75,9 +76,18 @@ class RemoteFiles:
         return True
 
     def read(self, name: str) -> bytes:
+        limit = largest(name)
         with self._reaching(name):
             system = self._transfer if name.startswith("objects/") else self._system
-            data: bytes = system.cat_file(self._path(name))
+            if limit > UNASKED_BYTES:
+                size = int(system.info(self._path(name))["size"])
+                if size > limit:
+                    raise too_large(self.shown(name), size, limit)
+                data: bytes = system.cat_file(self._path(name))
+            else:
+                data = system.cat_file(self._path(name), start=0, end=limit + 1)
+        if len(data) > limit:
+            raise too_large(self.shown(name), len(data), limit)
         return data
 
     def infos(self, folder: str) -> list[FileInfo]:
@@ -170,7 +180,7 @@ class RemoteFiles:
         """Turn every way in which a network fails into one error; each library has its own."""
         try:
             yield
-        except (FileNotFoundError, FileExistsError, FileChanged):
+        except (FileNotFoundError, FileExistsError, FileChanged, DamagedObject):
             raise
         except Exception as error:
             if isinstance(error, OSError) and error.errno in FULL:  # of this machine, where a copy was written

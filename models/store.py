@@ -5,6 +5,7 @@
     objects/<sha256>.json          a route record
     releases/<number>.json         which route answers for which task
     CURRENT                        which release is active
+    signatures/<number>.json       who signed a release, see models/signatures.py
     journal/, gc/                  see evolve/journal.py, models/doomed.py
 
 Everything a file names is written before it and `CURRENT` last, so a writer killed at any moment leaves
@@ -20,6 +21,8 @@ what is active stays. `resume` makes the pending changes active, on top of what 
 """
 
 import hashlib
+import re
+import stat
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -37,16 +40,18 @@ from models.errors import (
     StoreNotFound,
     UnknownRelease,
 )
-from models.files import FileChanged, Files, LocalFiles
+from models.files import FileChanged, FileInfo, Files, LocalFiles
 from models.names import RouteId, TaskName
 from models.precision import Precision
 from models.records import DecodedRecords, decode, encode
 from models.release import Release, TaskChange, changed_tasks, require_task, with_changes
 from models.remote_files import RemoteFiles
 from models.route import Route
+from models.signatures import Signer
 
 ObjectSuffix = Literal["safetensors", "onnx", "json"]
 Signature = tuple[int, int, int]  # of a local file: while it is the same, so is the content
+RELEASE_NAME = re.compile(r"releases/([0-9]{6,15})\.json")
 ATTEMPTS = 20  # of a writer whom others are faster than
 
 
@@ -85,6 +90,9 @@ class Store:
         self._local = local
         self._decoded = DecodedRecords() if decoded is None else decoded
         self._verified: dict[str, Signature] = {}  # local files whose content was found right
+        self._handed: dict[str, bytes] = {}
+        self.signer: Signer | None = None  # signs each release that is made through this object
+        self.on_read: Callable[[str, bytes], None] | None = None  # told the objects that `read_object` returns
         self.bytes_read = 0  # of objects and releases, from the store itself
 
     @classmethod
@@ -194,9 +202,18 @@ class Store:
             StoreUnreachable: the network fails.
         """
         name = object_name(digest, suffix)
+        handed = self._handed.get(name)
+        data = self._read_checked(name, digest, needed_by) if handed is None else handed
+        if self.on_read is not None:
+            self.on_read(name, data)
+        return data
+
+    def _read_checked(self, name: str, digest: str, needed_by: str) -> bytes:
         kept = self._kept(name, digest)
         if kept is not None:
             return kept
+        path = self._local.path(name)
+        before = _signature(path)
         try:
             data = self._files.read(name)
         except FileNotFoundError as error:
@@ -212,13 +229,36 @@ class Store:
             )
         if self.is_remote:
             self._local.replace(name, data)
+        elif before is not None:
+            self._verified[path.name] = before
         return data
+
+    def hand_over(self, objects: Mapping[str, bytes]) -> None:
+        """Answer for these objects without reading them again, until the next call; content of another digest is not
+        taken."""
+        self._handed = {
+            name: data
+            for name, data in objects.items()
+            if hashlib.sha256(data).hexdigest() == name.removeprefix("objects/").partition(".")[0]
+        }
+
+    @property
+    def verified(self) -> Mapping[str, Signature]:
+        """The local files whose content was found right, and how they looked."""
+        return self._verified
+
+    def trust_verified(self, looks: Mapping[str, Signature]) -> None:
+        """Take over what another process of this machine found right; a file that looks otherwise is read again."""
+        self._verified |= looks
 
     def _kept(self, name: str, digest: str) -> bytes | None:
         """Return what the local folder kept of a remote object, None if it has nothing or something else."""
         if not self.is_remote or not self._local.exists(name):
             return None
-        data = self._local.read(name)
+        try:
+            data = self._local.read(name)
+        except (DamagedObject, OSError):  # something else stands there: what is fetched anew takes its place
+            return None
         return data if hashlib.sha256(data).hexdigest() == digest else None
 
     def object_path(self, digest: str, suffix: ObjectSuffix, *, needed_by: str) -> Path:
@@ -228,9 +268,13 @@ class Store:
         """
         path = self._local.path(object_name(digest, suffix))
         if self._verified.get(path.name) != _signature(path) or path.name not in self._verified:
-            self.read_object(digest, suffix, needed_by=needed_by)
+            self._read_checked(object_name(digest, suffix), digest, needed_by)
             signature = _signature(path)
-            if signature is not None:
+            if signature is None:
+                raise DamagedObject(
+                    f"{path} is no regular file; needed by {needed_by}: restore it from a copy of this store"
+                )
+            if self.is_remote:
                 self._verified[path.name] = signature
         return path
 
@@ -259,8 +303,13 @@ class Store:
         return decode(Current, data, self._files.shown("CURRENT"))
 
     def release_numbers(self) -> list[int]:
-        names = (Path(info.name) for info in self._files.infos("releases"))
-        return sorted(int(name.stem) for name in names if name.stem.isdigit())
+        """Return the numbers of all releases; files of other names in their folder are not the store's."""
+        return sorted(self.release_infos())
+
+    def release_infos(self) -> dict[int, FileInfo]:
+        """Return the files of all releases, by number."""
+        numbered = ((release_number(info.name), info) for info in self._files.infos("releases"))
+        return {number: info for number, info in numbered if number is not None}
 
     def release(self, number: int | None = None) -> Release:
         """Return release `number`, or the active one.
@@ -450,6 +499,8 @@ class Store:
             release = base.successor(tasks, number=candidate, reason=reason, created_at=now(), precisions=precisions)
             with suppress(FileExistsError):
                 self._files.create(release_name(candidate), encode(release))
+                if self.signer is not None:
+                    self.signer(self._files, release)  # before the pointer moves, so that no server finds it unsigned
                 return release
         raise PublishConflict(f"{ATTEMPTS} writers were faster in {self._files.shown()}: publish again")
 
@@ -516,6 +567,12 @@ def release_name(number: int) -> str:
     return f"releases/{number:06d}.json"
 
 
+def release_number(name: str) -> int | None:
+    """Return the number of the release that a file is by its name, None if no release is written under it."""
+    found = RELEASE_NAME.fullmatch(name)
+    return int(found[1]) if found and release_name(int(found[1])) == name else None
+
+
 def now() -> str:
     """Return this moment as releases record it: UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -523,7 +580,7 @@ def now() -> str:
 
 def _signature(path: Path) -> Signature | None:
     try:
-        status = path.stat()
-    except FileNotFoundError:
+        status = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
+    return (status.st_ino, status.st_mtime_ns, status.st_size) if stat.S_ISREG(status.st_mode) else None

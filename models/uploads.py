@@ -79,7 +79,9 @@ class Uploads:
         try:
             if self._store.is_remote and not path.exists():
                 self._store.files.fetch(name, path)
-            found = _digest(path)
+            local = str(path.relative_to(self._store.folder))
+            with self._store.local_files.open(local) as file:  # no link, pipe or device that somebody put there
+                found = hashlib.file_digest(file, "sha256").hexdigest()
         except FileNotFoundError as error:
             raise InvalidData(
                 f"{self._store.files.shown(name)} is gone, somebody deleted it: send the images again"

@@ -8,6 +8,7 @@ from models.errors import DamagedObject, Mu2NetError
 from models.names import RouteId
 from models.release import Release
 from models.route import Route
+from models.signatures import Trust
 from models.store import Store, object_name, route_objects
 from models.weights import deserialize
 
@@ -27,13 +28,18 @@ def nothing_is_proven(route_id: RouteId) -> bool:
 
 
 def verify(
-    store: Store, numbers: Iterable[int], is_proven: Callable[[RouteId], bool] = nothing_is_proven
+    store: Store,
+    numbers: Iterable[int],
+    is_proven: Callable[[RouteId], bool] = nothing_is_proven,
+    *,
+    trust: Trust | None = None,
 ) -> Verification:
     """Read all that the releases need, each file once, but for routes that `is_proven` knows to be right.
 
-    Nothing is raised for a damaged file: it is listed.
+    With `trust`, each release must have a signature by one of its keys. Nothing is raised for what is wrong: it is
+    listed.
     """
-    verifier = _Verifier(store, is_proven)
+    verifier = _Verifier(store, is_proven, trust)
     verifier.pointer()
     for number in numbers:
         verifier.release(number)
@@ -41,7 +47,8 @@ def verify(
 
 
 class _Verifier:
-    def __init__(self, store: Store, is_proven: Callable[[RouteId], bool]) -> None:
+    def __init__(self, store: Store, is_proven: Callable[[RouteId], bool], trust: Trust | None) -> None:
+        self._trust = trust
         self.found = Verification()
         self._store = store
         self._is_proven = is_proven
@@ -75,10 +82,18 @@ class _Verifier:
 
         self.attempt(f"release {number}", read)
         for release in releases:
+            self._signed(release)
             owners = {f"task {task!r}": route_id for task, route_id in release.tasks.items()}
             for owner, route_id in {"the root": release.root, **owners}.items():
                 if not self._is_proven(route_id):
                     self.route(route_id, f"{owner} of release {number}")
+
+    def _signed(self, release: Release) -> None:
+        if self._trust is not None:
+            try:
+                self._trust.check(self._store.files, release)
+            except Mu2NetError as error:
+                self.found.problems.append(str(error))
 
     def route(self, route_id: RouteId, owner: str) -> None:
         routes: list[Route] = []

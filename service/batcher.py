@@ -24,6 +24,7 @@ from service import traces
 from service.engine import Logits, Row, flops
 from service.metrics import Metrics, task_label
 
+Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 Run = Callable[[Sequence[Row]], list[Logits]]
 Asker = tuple[str, ...]  # the tasks of one image's request: those who ask the same stand in one line
@@ -98,6 +99,7 @@ class Batcher:
         self._is_idle.set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._worker: asyncio.Task[None] | None = None
+        self._busy_since: float | None = None  # of the engine's thread, on the monotonic clock
 
     def start(self) -> None:
         self._thread.submit(int)  # makes the thread here and now: one made by `run_in_turns` would have its niceness
@@ -151,6 +153,19 @@ class Batcher:
             del self._images[asker]
         self._metrics.images_waiting.set(self._images.total())
 
+    @property
+    def busy_s(self) -> float:
+        """Return for how long the engine has worked at one batch, 0 while it works at none."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def _watched(self, work: Callable[[Argument], Result], argument: Argument) -> Result:
+        self._busy_since = time.monotonic()
+        try:
+            return work(argument)
+        finally:
+            self._busy_since = None
+
     async def submit(self, rows: Sequence[Row]) -> list[Logits]:
         """Return the logits of one image's rows. A cancelled call leaves the queue."""
         job = _Job(rows, flops(rows), asyncio.get_running_loop().create_future())
@@ -170,7 +185,7 @@ class Batcher:
         while True:
             self._is_idle.wait(YIELD_S)
             try:
-                self._thread.submit(_next_piece, pieces).result()
+                self._thread.submit(self._watched, _next_piece, pieces).result()
             except _Ended as end:
                 result: Result = end.args[0]
                 return result
@@ -218,7 +233,7 @@ class Batcher:
             labels = [task_label(row.route) for row in job.rows]
             self._metrics.count_batched(labels, waited_s=started - job.since, batch_rows=len(rows))
         try:
-            logits = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, rows)
+            logits = await asyncio.get_running_loop().run_in_executor(self._thread, self._watched, self._run, rows)
         except Exception as error:  # the engine's, whatever it is, belongs to the job that caused it
             await self._answer_singly(batch, error)
             return

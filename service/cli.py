@@ -15,6 +15,7 @@ import psutil
 import typer
 
 from models.errors import InvalidConfig, PortInUse
+from models.signatures import Trust, load_signer
 from models.store import Store, is_url
 from service.settings import load_settings, server_environment
 from service.with_worker import run_both, worker_command
@@ -28,6 +29,13 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to bind: 127.0.0.1 for this machine only, 0.0.0.0 for all.")] = (
         "127.0.0.1"
     ),
+    trust: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A public key, as a file or in base64; repeatable. Only releases signed by one are served.",
+            show_default=False,
+        ),
+    ] = None,
     with_worker: Annotated[
         bool, typer.Option("--with-worker", help="Start a worker as well, for tasks that are sent to the server.")
     ] = False,
@@ -38,18 +46,37 @@ def serve(
     """
     address = parse_address(host)
     settings = load_settings(store)
+    trusted = trust_text(trust, settings.trust)
+    if settings.sign is not None:
+        load_signer(settings.sign)
     opened = Store.open(store, cache=settings.cache)
-    opened.routes(opened.release())  # reads every record, so that a damaged store is told here
+    release = opened.release()
+    if trusted is not None:
+        Trust.of(trusted).check(opened.files, release)
+    opened.routes(release)  # reads every record, so that a damaged store is told here
     # BentoML's metrics, which two servers must not share
     home = Path.home() / ".cache" / "mu2net" / f"serve-{address.replace(':', '_')}-{port}"
     check_port(address, port)
     reserve(home, address, port)
     place = store if is_url(store) else str(Path(store).resolve())
-    environment = server_environment(store=place, bind_address=address, bentoml_home=home)
+    environment = server_environment(store=place, bind_address=address, bentoml_home=home, trust=trusted)
     sys.stdout.flush()
     if with_worker:
         sys.exit(run_both(bentoml_command(address, port), worker_command(place), environment, parent=settings.parent))
     os.execve(sys.executable, bentoml_command(address, port), dict(environment))
+
+
+def trust_text(given: Sequence[str] | None, setting: str | None) -> str | None:
+    """Return the public keys to trust as MU2NET_TRUST has them; what the command line gives goes before the setting.
+
+    They stand there in base64, so that neither a comma in a path nor a file replaced later matters.
+
+    Raises:
+        InvalidConfig: one cannot be read.
+    """
+    if given:
+        return ",".join(sorted(Trust.of(given).keys))
+    return None if setting is None else ",".join(sorted(Trust.of(setting).keys))
 
 
 def bentoml_command(address: str, port: int) -> list[str]:

@@ -33,6 +33,7 @@ STATUS: dict[type[errors.Mu2NetError], HTTPStatus] = {
     errors.NotFound: HTTPStatus.NOT_FOUND,
     errors.StoreNotFound: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.StoreError: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.UntrustedRelease: HTTPStatus.CONFLICT,
     errors.TaskBusy: HTTPStatus.CONFLICT,
     errors.TaskExists: HTTPStatus.CONFLICT,
     errors.StorageFull: HTTPStatus.INSUFFICIENT_STORAGE,

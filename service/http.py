@@ -185,7 +185,10 @@ def _add_releases(app: FastAPI) -> None:
         """Make a release the active one and hold it: no job moves on until a resume. Servers follow within seconds."""
         allow(request, "releases")
         server = server_of(request)
-        return _moved(server, server.store().activate(number))
+        store = server.store()
+        if server.trust is not None:
+            server.trust.check(store.files, store.release(number))
+        return _moved(server, store.activate(number))
 
     @app.post("/v1/releases/resume", responses=changed, status_code=202)
     @asks_store

@@ -9,10 +9,21 @@ from rich.table import Table
 
 from models.commands import JsonOption, StoreArgument, moment, plain_console
 from models.errors import InvalidInput
+from models.files import Files
 from models.names import RESERVED_TASK_NAMES, parse_task_name
 from models.store import Store
-from service.keys import Key, Manages, add_key, new_key, read_keys, revoke_key
+from service.keys import Key, Manages, add_key, key_files, new_key, read_keys, revoke_key
 from service.rate_limit import check_rate
+
+KeysOption = Annotated[
+    str | None,
+    typer.Option(
+        "--keys",
+        envvar="MU2NET_KEYS",
+        help="Folder or URL that holds keys.json; default: the store.",
+        show_default=False,
+    ),
+]
 
 app = typer.Typer(
     help="API keys of the servers of a store. From the first one made, every request needs a key.",
@@ -30,6 +41,7 @@ def create(
     tasks: Annotated[bool, typer.Option("--tasks", help="It may add and retire tasks, and see their jobs.")] = False,
     releases: Annotated[bool, typer.Option("--releases", help="It may activate and resume releases.")] = False,
     rate: Annotated[str | None, typer.Option(help="At most so many requests, as 100/minute.")] = None,
+    keys: KeysOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a key and print it: now and never again, since only its hash is stored."""
@@ -39,7 +51,7 @@ def create(
     if not allowed and not manages:
         raise InvalidInput("a key that may do nothing is of no use: give --classify TASK, --tasks or --releases")
     key, token = new_key(name, classify=allowed, manages=manages, rate=None if rate is None else check_rate(rate))
-    add_key(Store.open(store).files, key)
+    add_key(_files(store, keys), key)
     if as_json:
         typer.echo(json.dumps(_row(key) | {"key": token}))
         return
@@ -48,16 +60,16 @@ def create(
 
 
 @app.command(name="list")
-def list_keys(store: StoreArgument, as_json: JsonOption = False) -> None:
+def list_keys(store: StoreArgument, keys: KeysOption = None, as_json: JsonOption = False) -> None:
     """List all keys, revoked ones too."""
-    keys = read_keys(Store.open(store).files).keys
+    found = read_keys(_files(store, keys)).keys
     if as_json:
-        typer.echo(json.dumps({"keys": [_row(key) for key in keys]}))
+        typer.echo(json.dumps({"keys": [_row(key) for key in found]}))
         return
-    table = Table(title=f"Keys of {store}", caption=None if keys else "none: requests need no key")
+    table = Table(title=f"Keys of {store}", caption=None if found else "none: requests need no key")
     for column in ("id", "name", "may", "rate", "made (UTC)", "revoked (UTC)"):
         table.add_column(column)
-    for key in keys:
+    for key in found:
         table.add_row(
             key.id, key.name, _scopes(key), key.rate or "", moment(key.created_at), moment(key.revoked_at or "")
         )
@@ -68,11 +80,17 @@ def list_keys(store: StoreArgument, as_json: JsonOption = False) -> None:
 def revoke(
     store: StoreArgument,
     key: Annotated[str, typer.Argument(help="The key's id or name, see 'mu2net keys list'.", show_default=False)],
+    keys: KeysOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Revoke a key: servers refuse it within seconds. Requests need a key even when all are revoked."""
-    revoked = revoke_key(Store.open(store).files, key)
+    revoked = revoke_key(_files(store, keys), key)
     typer.echo(json.dumps(_row(revoked)) if as_json else f"revoked key {revoked.id} ({revoked.name})")
+
+
+def _files(store: str, keys: str | None) -> Files:
+    Store.open(store)  # a mistyped store is told, not given a file of keys
+    return key_files(store, keys)
 
 
 def _row(key: Key) -> dict[str, object]:

@@ -13,12 +13,13 @@ import secrets
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
-from models.errors import InvalidInput, Mu2NetError, NotReady, UnknownKey
+from models.errors import InvalidConfig, InvalidInput, Mu2NetError, NotFound, NotReady, UnknownKey
 from models.files import FileChanged, Files
 from models.records import decode, encode
-from models.store import now
+from models.store import is_url, now, open_files
 
 KEYS_FILE = "keys.json"
 ALL_TASKS = "all"  # in a key: every task that is not private
@@ -71,6 +72,20 @@ def read_keys(files: Files) -> KeyList:
         return _decoded(files.read(KEYS_FILE))
     except FileNotFoundError:
         return KeyList()
+
+
+def key_files(store: str, place: str | None) -> Files:
+    """Return the place of `keys.json`: the store, or a folder or URL that who publishes cannot write.
+
+    Raises:
+        InvalidConfig: the folder is not there.
+    """
+    if place is None:
+        return open_files(store)[0]
+    folder = place.removesuffix(f"/{KEYS_FILE}")
+    if not is_url(folder) and not Path(folder).is_dir():
+        raise InvalidConfig(f"there is no folder {folder!r} for {KEYS_FILE} (MU2NET_KEYS): make it, or name another")
+    return open_files(folder)[0]
 
 
 def add_key(files: Files, key: Key) -> None:
@@ -130,8 +145,9 @@ def _digest(token: str) -> str:
 class KeyRing:
     """The store's keys as this process knows them, read again by its own thread all the while."""
 
-    def __init__(self, open_files: Callable[[], Files], *, poll_interval_s: float) -> None:
+    def __init__(self, open_files: Callable[[], Files], *, poll_interval_s: float, is_demanded: bool = False) -> None:
         self._open_files = open_files
+        self._is_demanded = is_demanded  # whether a missing file is an error instead of a server without keys
         self._files: Files | None = None
         self._poll_interval_s = poll_interval_s
         self._keys: Mapping[str, Key] | None = None  # by id; None until they could be read
@@ -177,6 +193,11 @@ class KeyRing:
         try:
             if self._files is None:
                 self._files = self._open_files()
+            if self._is_demanded and not self._files.exists(KEYS_FILE):
+                raise NotFound(
+                    f"there is no {self._files.shown(KEYS_FILE)}, and MU2NET_KEYS names it: make a first key with "
+                    "'mu2net keys create --keys'"
+                )
             self._keys = {key.id: key for key in read_keys(self._files).keys}
             self._trouble = ""
         except (Mu2NetError, OSError) as error:

@@ -3,12 +3,15 @@
 import ctypes
 import gc
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 LARGE_BLOCK_BYTES = 4 * 2**20  # larger than activations of most batches, which come and go with each subgraph
 KEPT_FREE_BYTES = 32 * 2**20  # at the heap's end: giving it back and asking again would cost each request
+# ONNX Runtime has no type for running out of memory
+NO_MEMORY = re.compile(r"allocate memory|bad_alloc|out of memory", re.IGNORECASE)
 
 
 def resident_bytes() -> int | None:

@@ -59,6 +59,11 @@ class PreparedGraphs:
         self._runtime = runtime
         self._is_usable = True
 
+    @property
+    def folder(self) -> Path:
+        """The folder of all machines' files."""
+        return self._all
+
     def session(self, subgraph: SubgraphId, source: Path) -> ort.InferenceSession:
         """Return a session of the graph at `source`, which was checked, through prepared files where possible."""
         if not self._is_usable:
@@ -75,7 +80,7 @@ class PreparedGraphs:
         """Return the graph's file if all of it is there and right."""
         try:
             names: list[str] = json.loads((self._folder / f"{subgraph}.json").read_text())
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, RecursionError):
             return None
         return self._folder / names[0] if all(map(self._is_whole, names)) else None
 

@@ -14,6 +14,7 @@ from models.store import Store
 from models.weights import Weights, deserialize
 from service.device import Device
 from service.engine import Head, LoadedRoute, LoadedStage, Subgraph
+from service.graph import check_graph
 from service.prepared import PreparedGraphs
 from service.runtime import CUDA, Runtime
 
@@ -51,6 +52,14 @@ class StagePool:
         self._device = Device(runtime) if device is None and runtime.provider == CUDA else device
         self._stages: WeakValueDictionary[SubgraphId, LoadedStage] = WeakValueDictionary()
 
+    @property
+    def runtime(self) -> Runtime:
+        return self._runtime
+
+    @property
+    def prepared(self) -> PreparedGraphs | None:
+        return self._prepared
+
     def held(self) -> set[SubgraphId]:
         """Return the subgraphs that are in memory now."""
         return set(self._stages)
@@ -60,14 +69,14 @@ class StagePool:
         if self._prepared is not None:
             self._prepared.trim(self.held())
 
-    def load_release(self, store: Store, number: int, residents: Sequence[LoadedRelease]) -> LoadedRelease:
-        """Load release `number`; what a resident release holds is neither read nor made again.
+    def load_release(self, store: Store, release: int | Release, residents: Sequence[LoadedRelease]) -> LoadedRelease:
+        """Load a release, given by its number or its record; what a resident one holds is neither read nor made again.
 
         Raises:
             StoreError: a file is missing, damaged or of another format.
             InvalidRoute: a route that contradicts itself.
         """
-        record = store.release(number)
+        record = store.release(release) if isinstance(release, int) else release
         loaded = {route.id: route for resident in residents for route in resident.routes.values()}
         roots = {resident.record.root: resident.root for resident in residents}
         routes: dict[TaskName, LoadedRoute] = {}
@@ -76,8 +85,16 @@ class StagePool:
             routes[task] = kept if kept and kept.task == task else self._load_route(store, task, route_id)
         root = roots.get(record.root)
         if root is None:
-            root = store.route(record.root, needed_by=f"release {number} as its root")
+            root = store.route(record.root, needed_by=f"release {record.number} as its root")
         return LoadedRelease(record, root, routes)
+
+    def load_route(self, store: Store, task: TaskName, route_id: RouteId) -> LoadedRoute:
+        """Load one task's route; what any live route holds is neither read nor made again.
+
+        Raises:
+            StoreError, InvalidRoute: as `load_release`.
+        """
+        return self._load_route(store, task, route_id)
 
     def _load_route(self, store: Store, task: TaskName, route_id: RouteId) -> LoadedRoute:
         route = store.route(route_id, needed_by=f"task {task!r}")
@@ -106,8 +123,12 @@ class StagePool:
 
     def _load_subgraph(self, store: Store, stage: Stage, lowered: LoweredStage, *, needed_by: str) -> LoadedStage:
         # read by the session, at the offsets that the graph has
-        for digest in (*(component.id for component in stage.components), *lowered.weights):
+        weights = [*(component.id for component in stage.components), *lowered.weights]
+        for digest in weights:
             store.object_path(digest, "safetensors", needed_by=needed_by)
+        graph = store.read_object(lowered.subgraph, "onnx", needed_by=needed_by)
+        files = {f"{digest}.safetensors" for digest in weights}
+        check_graph(graph, files=files, shown=f"subgraph {lowered.subgraph}, needed by {needed_by},")
         path = store.object_path(lowered.subgraph, "onnx", needed_by=needed_by)
         prepared = self._prepared
         session = self._runtime.session(path) if prepared is None else prepared.session(lowered.subgraph, path)

@@ -1,13 +1,12 @@
 """Hot reload: follows the store's active release, and swaps to it when it has proved itself.
 
-A thread of low priority polls `CURRENT`, loads what is new, checks digests and golden samples, and then
-replaces one reference. Whatever fails leaves the old release serving, is told in the log, the metrics and
-`status`, and is tried again with growing pauses.
+A thread of low priority polls `CURRENT`, has what is new proven in a process of its own, loads it, checks digests and
+golden samples, and then replaces one reference. Whatever fails leaves the old release serving, is told in the log, the
+metrics and `status`, and is tried again with growing pauses.
 """
 
 import logging
 import os
-import re
 import threading
 import time
 import weakref
@@ -17,19 +16,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from models.collect import trim_cache
-from models.errors import Mu2NetError, kind_of
+from models.errors import Mu2NetError, ProofFailed, kind_of
 from models.names import SubgraphId
+from models.release import Release
+from models.signatures import Trust
 from models.store import Store, object_name, route_objects
 from models.uploads import drop_leftovers
 from service.golden import Proofs, RunRows
-from service.memory import give_back, resident_bytes
+from service.memory import NO_MEMORY, give_back, resident_bytes
 from service.metrics import Metrics
+from service.proof_process import ProofLimits, ProofProcess
+from service.prove import Proved
 from service.release import LoadedRelease, StagePool
 from service.residents import Residents
+from service.runtime import CUDA
 
 MAX_PAUSE_S = 30.0
 TRIM_PAUSE_S = 3600.0  # between two looks for what the local copy of a store need not keep
-NO_MEMORY = re.compile(r"allocate memory|bad_alloc|out of memory", re.IGNORECASE)  # ONNX Runtime has no type for it
 NICENESS = 10  # the thread's; requests go first where cores are short
 
 log = logging.getLogger("mu2net.reload")
@@ -90,6 +93,8 @@ class Watcher:
         cache: Path | None = None,
         poll_interval_s: float,
         metrics: Metrics,
+        limits: ProofLimits | None = None,
+        trust: Trust | None = None,
     ) -> None:
         self.status = WatchStatus()
         self.active: int | None = None  # the release that the store asked for when it was last read
@@ -98,6 +103,8 @@ class Watcher:
         self._store: Store | None = None
         self._pool = pool
         self._proofs = Proofs()
+        self._process = ProofProcess(location, cache, pool.runtime, pool.prepared, limits)
+        self._trust = trust
         self._run = run
         self._residents = residents
         self._poll_interval_s = poll_interval_s
@@ -177,14 +184,21 @@ class Watcher:
         started, bytes_before, memory_before = time.monotonic(), store.bytes_read, resident_bytes()
         held_before = self._pool.held()
         release = self._residents.find(number)  # still in memory: going back is but a swap
+        proved: Proved | None = None
         if release is None:
-            release = self._pool.load_release(store, number, self._residents.held)
+            record = store.release(number)
+            if self._trust is not None:
+                self._trust.check(store.files, record)
+            proved = self._prove_new(store, record)
+            release = self._pool.load_release(store, record, self._residents.held)
+        elsewhere = None if proved is None or self._pool.runtime.provider == CUDA else proved.logits()
         try:
             for route in release.routes.values():
-                self._proofs.check(route, store, self._run)
+                self._proofs.check(route, store, self._run, elsewhere=elsewhere)
             self.status = WatchStatus(self.status.last_reload)  # before the swap: what serves has no failure beside it
             dropped = self._residents.swap(release)
         finally:
+            store.hand_over({})
             self._proofs.keep(route for held in self._residents.held for route in held.routes.values())
         used = _subgraphs(release)
         kept = {subgraph for held in self._residents.held for subgraph in _subgraphs(held)}
@@ -193,7 +207,7 @@ class Watcher:
             give_back()  # what reading the store took; else when the old release has ended
         cost = ReloadCost(
             seconds=time.monotonic() - started,
-            bytes_read=store.bytes_read - bytes_before,
+            bytes_read=store.bytes_read - bytes_before + (0 if proved is None else proved.bytes_read),
             added=len(used - held_before),
             reused=len(used & held_before),
             freed=len(held_before - kept),
@@ -202,6 +216,21 @@ class Watcher:
         )
         self.status = WatchStatus(Reload(number, _now(), cost))
         self._count(release, cost)
+
+    def _prove_new(self, store: Store, record: Release) -> Proved | None:
+        """Have all routes that no resident release has proven in a process of their own; None if there is none.
+
+        Only then is anything of them loaded here, where a graph without an end would hold the engine for good.
+        """
+        store.hand_over({})
+        held = {(task, route.id) for resident in self._residents.held for task, route in resident.routes.items()}
+        new = [pair for pair in record.tasks.items() if pair not in held]
+        if not new:
+            return None
+        proved = self._process.prove(new, lambda: self._stopped)
+        store.trust_verified(proved.verified)
+        store.hand_over(proved.contents())
+        return proved
 
     def _count(self, release: LoadedRelease, cost: ReloadCost) -> None:
         self._metrics.reloads.inc()
@@ -266,6 +295,8 @@ class Watcher:
 
 
 def _kind_of(error: Exception) -> str:
+    if isinstance(error, ProofFailed):
+        return error.kind
     if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
         return "out-of-memory"
     return kind_of(error)

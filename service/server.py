@@ -8,15 +8,17 @@ from opentelemetry.trace import NoOpTracer, Tracer
 
 from models.jobs import JobQueue, queue_url
 from models.records import DecodedRecords
-from models.store import Store, open_files
+from models.signatures import Trust, load_signer
+from models.store import Store
 from service import engine
 from service.batcher import Batcher
 from service.job_feed import JobFeed
-from service.keys import KeyRing
+from service.keys import KeyRing, key_files
 from service.metrics import Metrics
 from service.places import Places, places_of
 from service.predictor import Predictor
 from service.prepared import prepared_graphs
+from service.proof_process import ProofLimits
 from service.rate_limit import RateLimit
 from service.release import StagePool
 from service.reload import Watcher
@@ -45,12 +47,16 @@ class Server:
     keys: KeyRing
     rate_limit: RateLimit
     places: Places
+    trust: Trust | None = None  # whose signatures a release needs, None where it needs none
     store_threads: StoreThreads = field(default_factory=StoreThreads)  # for requests that ask the store or the queue
     upload_threads: StoreThreads = field(default_factory=partial(StoreThreads, UPLOADS_AT_ONCE, UPLOAD_PATIENCE_S))
 
     def store(self) -> Store:
         """Open the store; StoreNotFound or StoreUnreachable if it has gone."""
-        return Store.open(self.settings.store, cache=self.settings.cache, decoded=self.decoded)
+        store = Store.open(self.settings.store, cache=self.settings.cache, decoded=self.decoded)
+        if self.settings.sign is not None:
+            store.signer = load_signer(self.settings.sign)
+        return store
 
     @cached_property
     def decoded(self) -> DecodedRecords:
@@ -91,7 +97,7 @@ def build_server(settings: Settings, metrics: Metrics, tracer: Tracer | None = N
     """Wire the parts; nothing runs and no store is read before `start`.
 
     Raises:
-        InvalidConfig: CUDA is asked for and not usable.
+        InvalidConfig: CUDA is asked for and not usable, or a trusted key cannot be read.
     """
     tracer = NoOpTracer() if tracer is None else tracer
     runtime = start_runtime(settings.device, settings.engine_threads)
@@ -104,6 +110,7 @@ def build_server(settings: Settings, metrics: Metrics, tracer: Tracer | None = N
         metrics=metrics,
         tracer=tracer,
     )
+    trust = None if settings.trust is None else Trust.of(settings.trust)
     residents = Residents(settings.resident_releases)
     predictor = Predictor(
         batcher,
@@ -122,9 +129,14 @@ def build_server(settings: Settings, metrics: Metrics, tracer: Tracer | None = N
         cache=settings.cache,
         poll_interval_s=settings.poll_interval_s,
         metrics=metrics,
+        limits=ProofLimits(settings.proof_timeout_s, settings.proof_memory_bytes),
+        trust=trust,
     )
-    keys = KeyRing(lambda: open_files(settings.store, settings.cache)[0], poll_interval_s=settings.poll_interval_s)
+    keys = KeyRing(
+        lambda: key_files(settings.store, settings.keys),
+        poll_interval_s=settings.poll_interval_s,
+        is_demanded=settings.keys is not None,
+    )
     rate_limit = RateLimit(settings.key_rate)
-    return Server(
-        settings, runtime, metrics, batcher, residents, predictor, watcher, keys, rate_limit, places_of(settings)
-    )
+    places = places_of(settings)
+    return Server(settings, runtime, metrics, batcher, residents, predictor, watcher, keys, rate_limit, places, trust)

@@ -93,6 +93,23 @@ class Settings(BaseSettings):
     max_budget_per_key_s: float = Field(259_200.0, gt=0, description="budgets of one key's unfinished jobs together")
     max_bytes_per_key: int = Field(32 * 2**30, ge=1, description="kept uploads of one key's jobs together")
     max_queue_images: int = Field(1024, ge=1, description="images accepted and not yet answered, of all requests")
+    proof_timeout_s: float = Field(
+        300.0, gt=0, le=86400, description="seconds that a new release may take to be proven"
+    )
+    proof_memory_bytes: int = Field(
+        2 * 2**30, ge=2**26, description="memory of that proof, beside three times what the new weights take"
+    )
+    engine_stall_s: float = Field(
+        60.0, gt=0, le=3600, description="seconds without an answer of the engine after which /readyz says 503"
+    )
+    trust: str | None = Field(
+        None, description="public keys, with commas between: files or base64; only releases signed by one are served"
+    )
+    sign: Path | None = Field(None, description="private key that signs the releases which this server publishes")
+    keys: str | None = Field(
+        None,
+        description="folder or URL of keys.json, where publishers cannot write; default: the store",
+    )
     max_batch_rows: int = Field(64, ge=1, description="pairs of image and task that run together")
     max_batch_s: float = Field(0.1, gt=0, le=60, description="seconds that a batch of several images may take")
 
@@ -153,12 +170,15 @@ def _problems(error: ValidationError) -> list[str]:
     return lines
 
 
-def server_environment(*, store: str, bind_address: str, bentoml_home: Path) -> Mapping[str, str]:
+def server_environment(
+    *, store: str, bind_address: str, bentoml_home: Path, trust: str | None = None
+) -> Mapping[str, str]:
     """Return this process's environment with what a server process started from it needs.
 
     `bentoml_home` is left alone where it is set already.
     """
     own = {"MU2NET_STORE": store, "MU2NET_BIND_ADDRESS": bind_address, "BENTOML_DO_NOT_TRACK": "True"}
+    own |= {} if trust is None else {"MU2NET_TRUST": trust}
     return {"BENTOML_HOME": str(bentoml_home)} | os.environ | own
 
 

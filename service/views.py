@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from models.diff import diff
-from models.errors import NotFound, NotReady, StoreError
+from models.errors import DamagedObject, NotFound, NotReady, StoreError, UnknownRelease, UnsupportedFormat
 from models.names import ComponentId, TaskName
 from models.release import Release
 from models.store import Current
@@ -141,7 +141,9 @@ def release_list(server: Server, caller: Caller, *, limit: int) -> ReleaseList:
     with suppress(StoreError, NotFound, OSError):
         store = server.store()
         current = store.current()
-        releases = [_release_summary(store.release(number), caller) for number in store.release_numbers()[::-1][:limit]]
+        for number in store.release_numbers()[::-1][:limit]:
+            with suppress(DamagedObject, UnsupportedFormat, UnknownRelease):  # the others are listed all the same
+                releases.append(_release_summary(store.release(number), caller))
     status, runtime = server.watcher.status, server.runtime
     resident = [held.number for held in server.residents.held]
     return ReleaseList(
@@ -175,8 +177,14 @@ def readiness(server: Server) -> Readiness:
     """Return for /readyz which release answers, and whether it is the one that is wanted.
 
     Raises:
-        NotReady: no release with a task has proved itself yet.
+        NotReady: no release with a task has proved itself yet, or the engine has not answered for long.
     """
+    stalled_s = server.batcher.busy_s
+    if stalled_s > server.settings.engine_stall_s:
+        raise NotReady(
+            f"not ready: the engine has not answered for {stalled_s:.0f} s; at most "
+            f"{server.settings.engine_stall_s:g} s are allowed (MU2NET_ENGINE_STALL_S): restart the server"
+        )
     watcher = server.watcher
     try:
         release = server.predictor.ready_release()

@@ -1,0 +1,143 @@
+"""Starts `service.prove` for what is new in a release, and ends it when it takes too long or too much memory."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from models.errors import ProofFailed, ProofTimeout
+from models.names import RouteId, TaskName
+from service.prepared import PreparedGraphs
+from service.prove import OUT_OF_MEMORY, Proved, Request
+from service.runtime import Runtime
+
+FOLDER = Path(__file__).parents[1]  # where the packages lie, wherever the server was started
+LOOK_S = 0.1
+TOLD_CHARS = 400  # of what a process said before it died
+
+
+class Stopped(Exception):
+    """The server ends: whether the release is right does not matter."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProofLimits:
+    """What one proof may take."""
+
+    timeout_s: float = 300.0
+    memory_bytes: int = 2 * 2**30  # beside three times what the new weights take
+
+
+class ProofProcess:
+    """Proves routes of one store. Used from one thread only, the watcher's."""
+
+    def __init__(
+        self,
+        location: str | Path,
+        cache: Path | None,
+        runtime: Runtime,
+        prepared: PreparedGraphs | None,
+        limits: ProofLimits | None = None,
+    ) -> None:
+        self._location = str(location)
+        self._cache = None if cache is None else str(cache)
+        self._runtime = runtime
+        self._prepared = None if prepared is None else str(prepared.folder)
+        self._limits = ProofLimits() if limits is None else limits
+
+    def prove(
+        self,
+        routes: Sequence[tuple[TaskName, RouteId]],
+        is_stopped: Callable[[], bool],
+    ) -> Proved:
+        """Prove routes in a process of their own, and return what it leaves to this one.
+
+        Args:
+            routes: what is new in a release.
+            is_stopped: asked again and again; the process is ended when it says so.
+
+        Raises:
+            ProofFailed: what is wrong, in the words and with the kind of the process.
+            ProofTimeout: it took longer than it may, and was ended.
+        """
+        limits = self._limits
+        request = Request(
+            location=self._location,
+            cache=self._cache,
+            prepared=self._prepared,
+            provider=self._runtime.provider,
+            threads=self._runtime.threads,
+            precision=self._runtime.precision,
+            routes=tuple(routes),
+            memory_bytes=limits.memory_bytes,
+            cpu_s=limits.timeout_s * max(1, self._runtime.threads),
+        )
+        command = [sys.executable, "-m", "service.prove"]
+        paths = [str(FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as answer:
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=answer, stderr=said, env=environment, close_fds=True
+            )
+            try:
+                assert process.stdin is not None
+                try:
+                    process.stdin.write(json.dumps(asdict(request)).encode())
+                    process.stdin.close()
+                except BrokenPipeError:
+                    pass  # it has died: its status is told below
+                self._wait(process, len(routes), is_stopped)
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+            answer.seek(0)
+            said.seek(0)
+            return _proved(answer.read(), process.returncode, said.read())
+
+    def _wait(self, process: "subprocess.Popen[bytes]", count: int, is_stopped: Callable[[], bool]) -> None:
+        limits = self._limits
+        deadline = time.monotonic() + limits.timeout_s
+        while True:
+            try:
+                process.wait(LOOK_S)
+                return
+            except subprocess.TimeoutExpired:
+                pass
+            if is_stopped():
+                raise Stopped
+            if time.monotonic() > deadline:
+                raise ProofTimeout(
+                    f"the proof of {count} new routes took longer than {limits.timeout_s:g} s and was ended: a "
+                    "graph may never end; publish the task again, or allow more with MU2NET_PROOF_TIMEOUT_S"
+                )
+
+
+def _proved(answer: bytes, status: int, said: bytes) -> Proved:
+    try:
+        plain = json.loads(answer)
+    except ValueError:
+        if status == OUT_OF_MEMORY:
+            raise ProofFailed(
+                "the proof of the new routes took more memory than it may, and was ended: publish the task again, or "
+                "allow more with MU2NET_PROOF_MEMORY_BYTES",
+                kind="out-of-memory",
+            ) from None
+        told = said.decode(errors="replace").strip()[-TOLD_CHARS:]
+        raise ProofFailed(
+            f"the proof of the new routes died with status {status} before it answered: {told or 'it said nothing'}",
+            kind="out-of-memory" if "MemoryError" in told or "bad_alloc" in told else "proof-failed",
+        ) from None
+    if "error" in plain:
+        raise ProofFailed(plain["error"], kind=plain["kind"])
+    return Proved(
+        bytes_read=plain["bytes_read"],
+        answers={name: (found[0], found[1], found[2]) for name, found in plain["answers"].items()},
+        verified={name: (look[0], look[1], look[2]) for name, look in plain["verified"].items()},
+        objects=plain["objects"],
+    )
