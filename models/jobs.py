@@ -9,7 +9,7 @@ those of the queue's database, so machines need no common clock.
 
 import json
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -232,9 +232,12 @@ class JobQueue:
             raise unknown_job(job)
         return found[0]
 
-    def jobs(self, *, limit: int) -> list[Job]:
-        """Return the newest jobs, the newest first."""
-        return self._select(sql.select(JOBS, NOW.label("now")).order_by(JOBS.c.number.desc()).limit(limit))
+    def jobs(self, *, limit: int, private: Collection[TaskName] | None = None) -> list[Job]:
+        """Return the newest jobs, the newest first; of private tasks those of `private` alone, None for all."""
+        query = sql.select(JOBS, NOW.label("now")).order_by(JOBS.c.number.desc()).limit(limit)
+        if private is not None:
+            query = query.where(sql.or_(JOBS.c.private.is_(False), JOBS.c.task.in_(list(private))))
+        return self._select(query)
 
     def unfinished(self, task: TaskName | None = None) -> list[Job]:
         """Return the jobs that are not over, of one task or of all, the oldest first."""

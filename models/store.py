@@ -125,9 +125,7 @@ class Store:
         return store
 
     @classmethod
-    def open(
-        cls, location: str | Path, *, cache: Path | None = None, decoded: DecodedRecords | None = None
-    ) -> "Store":
+    def open(cls, location: str | Path, *, cache: Path | None = None, decoded: DecodedRecords | None = None) -> "Store":
         """Open an existing store.
 
         Args:
@@ -278,7 +276,7 @@ class Store:
             data = self._files.read(name)
         except FileNotFoundError as error:
             known = ", ".join(map(str, self.release_numbers()))
-            raise UnknownRelease(f"{self._files.shown()} has no release {number}; it has: {known}") from error
+            raise UnknownRelease(f"the store has no release {number}; it has: {known}") from error
         self.bytes_read += len(data)
         release = self._decoded.decode(Release, data, self._files.shown(name))
         if release.number != number:

@@ -12,7 +12,10 @@ from typing import Annotated
 import typer
 
 from models.errors import InvalidConfig, PortInUse
+from models.key_list import KEYS_FILE
+from models.own_token import own_token
 from models.store import Store, is_url
+from service.own_pages import is_loopback_name
 from service.settings import load_settings, server_environment
 from service.with_worker import run_both, worker_command
 
@@ -37,15 +40,34 @@ def serve(
     settings = load_settings(store)
     opened = Store.open(store, cache=settings.cache)
     opened.routes(opened.release())  # reads every record, so that a damaged store is told here
+    token = _token(opened, address, settings.token_folder)
     home = Path.home() / ".cache" / "mu2net" / f"serve-{port}"  # BentoML's metrics; two servers must not share them
     check_port(address, port)
     reserve(home, address, port)
     place = store if is_url(store) else str(Path(store).resolve())
     environment = server_environment(store=place, bind_address=address, bentoml_home=home)
+    _tell_console(address, port, token)
     sys.stdout.flush()
     if with_worker:
         sys.exit(run_both(bentoml_command(address, port), worker_command(place), environment))
     os.execve(sys.executable, bentoml_command(address, port), dict(environment))
+
+
+def _token(store: Store, address: str, folder: Path) -> str | None:
+    """Return the token with which this machine's user changes a store without keys, None where it gives nothing.
+
+    Raises:
+        InvalidConfig: it cannot be kept, or is no secret.
+    """
+    is_loopback = is_loopback_name(f"[{address}]" if ":" in address else address)
+    return own_token(folder) if is_loopback and not store.files.exists(KEYS_FILE) else None
+
+
+def _tell_console(address: str, port: int, token: str | None) -> None:
+    """Print the console's address with the token to a person, never into a log; browsers send no fragment."""
+    if token is not None and sys.stdout.isatty():
+        host = f"[{address}]" if ":" in address else address
+        typer.echo(f"console: http://{host}:{port}/#token={token}")
 
 
 def bentoml_command(address: str, port: int) -> list[str]:

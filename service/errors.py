@@ -1,5 +1,6 @@
 """Errors as HTTP answers: one table of statuses, and `application/problem+json` (RFC 9457) for all of them."""
 
+import logging
 import math
 from http import HTTPStatus
 from typing import Any
@@ -11,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from models import errors
+from service.access import caller_of
 from service.schemas import Problem
 
 PROBLEM_JSON = "application/problem+json"
@@ -34,10 +36,18 @@ STATUS: dict[type[errors.Mu2NetError], HTTPStatus] = {
     errors.QueueUnreachable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.WritingIsOff: HTTPStatus.FORBIDDEN,
     errors.KeyNeeded: HTTPStatus.UNAUTHORIZED,
+    errors.ForeignRequest: HTTPStatus.FORBIDDEN,
     errors.KeyLacksScope: HTTPStatus.FORBIDDEN,
     errors.NotReady: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.Overloaded: HTTPStatus.TOO_MANY_REQUESTS,
 }
+
+
+# Their messages name files, tasks and places of the store.
+OF_THE_STORE = (errors.StoreError, errors.StoreNotFound, errors.QueueUnreachable, errors.InvalidConfig)
+TOLD_LESS = "what the store holds cannot be read as it should; the server's log has the details: ask its operator"
+
+log = logging.getLogger("mu2net.errors")
 
 
 def status_of(error: errors.Mu2NetError) -> HTTPStatus:
@@ -81,7 +91,10 @@ def install(app: FastAPI) -> None:
     """Make every error that leaves `app` a problem document."""
 
     @app.exception_handler(errors.Mu2NetError)
-    async def expected(_: Request, error: errors.Mu2NetError) -> JSONResponse:
+    async def expected(request: Request, error: errors.Mu2NetError) -> JSONResponse:
+        if isinstance(error, OF_THE_STORE) and not caller_of(request).sees_all:
+            log.error("%s", error, extra={"request_id": getattr(request.state, "request_id", None)})
+            return problem(status_of(error), kind=errors.kind_of(error), detail=TOLD_LESS)
         return problem_of(error)
 
     @app.exception_handler(RequestValidationError)

@@ -22,7 +22,7 @@ from models.release import require_task
 from models.route import Route
 from models.uploads import Uploads, drop_unused
 from service import errors
-from service.access import Caller, allow, server_of
+from service.access import Caller, allow, note_change, server_of
 from service.schemas import JobAnswer, JobList, JobView, Removed
 from service.server import Server
 from service.task_form import BUDGET, DATA, NAME, PARENTS, PRIVATE, TaskForm, task_form
@@ -66,6 +66,7 @@ def _add_tasks(app: FastAPI) -> None:
                     f"further with POST /v1/tasks/{name}/iterations, or choose another name"
                 )
             parents = form.parents(routes)
+            note_change(request, task=name)
             job = await _queued(server, form, JobRequest(name, "add", NOT_KEPT_YET, budget, private, parents))
         return _accepted(job, response)
 
@@ -164,8 +165,8 @@ def _add_job_views(app: FastAPI) -> None:
     @app.get("/v1/jobs", responses=errors.responses(401, 422, 503))
     def jobs(request: Request, limit: Limit = 100) -> JobList:
         """List the newest jobs."""
-        caller, jobs = allow(request, "read"), server_of(request).queue.jobs(limit=limit)
-        return JobList(jobs=[job_view(job) for job in jobs if _sees(caller, job)])
+        private = allow(request, "read").private_tasks
+        return JobList(jobs=[job_view(job) for job in server_of(request).queue.jobs(limit=limit, private=private)])
 
     @app.get("/v1/jobs/{job}", responses=problems)
     def job(found: FoundJob) -> JobView:

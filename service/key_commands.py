@@ -9,9 +9,10 @@ from rich.table import Table
 
 from models.commands import JsonOption, StoreArgument, moment, plain_console
 from models.errors import InvalidInput
+from models.key_list import Key, Manages, find_keys
 from models.names import RESERVED_TASK_NAMES, parse_task_name
 from models.store import Store
-from service.keys import Key, Manages, add_key, new_key, read_keys, revoke_key
+from service.keys import add_key, new_key, revoke_key
 from service.rate_limit import check_rate
 
 app = typer.Typer(
@@ -50,11 +51,13 @@ def create(
 @app.command(name="list")
 def list_keys(store: StoreArgument, as_json: JsonOption = False) -> None:
     """List all keys, revoked ones too."""
-    keys = read_keys(Store.open(store).files).keys
+    found = find_keys(Store.open(store).files)
+    keys = found.keys if found else ()
     if as_json:
         typer.echo(json.dumps({"keys": [_row(key) for key in keys]}))
         return
-    table = Table(title=f"Keys of {store}", caption=None if keys else "none: requests need no key")
+    none = "none: requests need no key" if found is None else "none yet, and requests need one: make a key"
+    table = Table(title=f"Keys of {store}", caption=None if keys else none)
     for column in ("id", "name", "may", "rate", "made (UTC)", "revoked (UTC)"):
         table.add_column(column)
     for key in keys:

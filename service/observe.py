@@ -1,4 +1,8 @@
-"""What is seen of every request from outside: its id, what it was answered, how long it took."""
+"""What is seen of every request from outside: its id, what it was answered, how long it took.
+
+Here too, before anything else, what is not for this server is refused, since everything on the port comes here
+but what BentoML answers itself: `/livez`, `/readyz` and `/healthz`.
+"""
 
 import logging
 import re
@@ -8,14 +12,17 @@ import uuid
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from models.errors import Overloaded
+from models.errors import ForeignRequest, Overloaded
 from service import errors, traces
-from service.access import server_of
+from service.access import CHANGES, caller_of, claimed_key, connection_of, require_own, server_of
 
 REQUEST_ID_HEADER = b"x-request-id"
 REQUEST_ID = re.compile(rb"[\w.:-]{1,128}")  # of a client or a proxy, to be kept; others are replaced
 
+REFUSED = frozenset({401, 403})
+
 log = logging.getLogger("mu2net.request")
+audit = logging.getLogger("mu2net.audit")
 
 
 class Observed:
@@ -47,8 +54,7 @@ class Observed:
 
         self._running += 1
         try:
-            limit = server_of(Request(scope)).settings.max_requests
-            await (_too_many(limit) if self._running > limit else self._app)(scope, receive, send_with_id)
+            await self._chosen(scope)(scope, receive, send_with_id)
         except Exception:
             log.exception("request failed unexpectedly", extra=_about(scope))
             if status:
@@ -57,6 +63,16 @@ class Observed:
         finally:
             self._running -= 1
             _tell(scope, status or errors.CLIENT_GONE, time.monotonic() - started)
+
+    def _chosen(self, scope: Scope) -> ASGIApp:
+        """Return what answers a request."""
+        server = server_of(Request(scope))
+        try:
+            require_own(scope, server)
+        except ForeignRequest as error:
+            return errors.problem_of(error)
+        limit = server.settings.max_requests
+        return _too_many(limit) if self._running > limit else self._app
 
 
 def _request_id(scope: Scope) -> bytes:
@@ -82,8 +98,29 @@ def _about(scope: Scope) -> dict[str, object]:
 
 
 def _tell(scope: Scope, status: int, seconds: float) -> None:
-    server, tasks = server_of(Request(scope)), scope["state"].get("tasks")
-    if tasks is not None:
-        server.metrics.count(tasks, status, seconds)
+    server, state = server_of(Request(scope)), scope["state"]
+    if state.get("tasks") is not None:
+        server.metrics.count(state["tasks"], status, seconds)
+    if status in REFUSED or state.get("action") in CHANGES:
+        _audit(scope, status)
     if server.settings.log_requests:
         log.info("request", extra={**_about(scope), "status": status, "seconds": round(seconds, 6)})
+
+
+def _audit(scope: Scope, status: int) -> None:
+    """Write who changed something or was refused: one line each, whose status says how it ended."""
+    request, state = Request(scope), scope["state"]
+    about = {
+        **_about(scope),
+        "status": status,
+        "key": caller_of(request).name,
+        "action": state.get("action"),
+        "client": connection_of(request),
+        **state.get("change", {}),
+    }
+    if status not in REFUSED:
+        audit.info("change", extra=about)
+        return
+    claimed = claimed_key(request)
+    about |= {} if claimed is None else {"claimed_key": claimed}
+    audit.warning("refused", extra=about)

@@ -6,13 +6,16 @@ from functools import cached_property, partial
 
 from opentelemetry.trace import NoOpTracer, Tracer
 
+from models.errors import InvalidConfig
 from models.jobs import JobQueue, queue_url
+from models.own_token import own_token
 from models.records import DecodedRecords
 from models.store import Store, open_files
 from service import engine
 from service.batcher import Batcher
 from service.keys import KeyRing
 from service.metrics import Metrics
+from service.own_pages import is_loopback_name
 from service.predictor import Predictor
 from service.prepared import prepared_graphs
 from service.rate_limit import RateLimit
@@ -44,6 +47,27 @@ class Server:
         return Store.open(self.settings.store, cache=self.settings.cache, decoded=self.decoded)
 
     @cached_property
+    def is_for_own_user(self) -> bool:
+        """Tell whether the server is bound to a loopback address, where this machine's user needs no key."""
+        address = self.settings.bind_address
+        return is_loopback_name(f"[{address}]" if ":" in address else address) and address != "localhost"
+
+    @cached_property
+    def own_token(self) -> str | None:
+        """The token of this machine's user; None where it gives nothing, or cannot be kept."""
+        if not self.is_for_own_user:
+            return None
+        try:
+            return own_token(self.settings.token_folder)
+        except InvalidConfig as error:
+            log.error("without an API key nobody can change anything here: %s", error)
+            return None
+
+    @cached_property
+    def allowed_hosts(self) -> frozenset[str]:
+        return self.settings.allowed_hosts
+
+    @cached_property
     def decoded(self) -> DecodedRecords:
         """The store's records as requests have read them, so that none is decoded twice."""
         return DecodedRecords()
@@ -54,6 +78,7 @@ class Server:
         return JobQueue(queue_url(self.store(), self.settings.queue))
 
     def start(self) -> None:
+        _ = self.own_token  # made at the start, and no request has to wait for the disk
         self.keys.start()
         self.batcher.start()
         self.watcher.start()

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.errors import InvalidConfig
+from models.own_token import default_folder
 from models.preprocess import ImageLimits
 from service.rate_limit import RATE
 
@@ -34,6 +35,12 @@ class Settings(BaseSettings):
     max_requests: int = Field(256, ge=1, description="requests under way at once; the others are told to try again")
     resident_releases: int = Field(2, ge=1, le=100, description="releases in memory: the live one and those before it")
     bind_address: str = Field("", description="IP address that the server binds, set by 'mu2net serve'")
+    hosts: str = Field(
+        "",
+        pattern=r"^\s*([\w.-]+|\[[0-9a-fA-F:.]+\])(\s*,\s*([\w.-]+|\[[0-9a-fA-F:.]+\]))*\s*$|^$",
+        description="names, separated by commas, that a server without keys on a loopback address may be called by, "
+        "beside localhost and loopback addresses: those of a proxy before it",
+    )
     log_requests: bool = Field(False, description="log a line for each request; failures of the server always are")
     traces: str | None = Field(
         None,
@@ -54,6 +61,15 @@ class Settings(BaseSettings):
     max_queue_images: int = Field(1024, ge=1, description="images accepted and not yet answered, of all requests")
     max_batch_rows: int = Field(64, ge=1, description="pairs of image and task that run together")
     max_batch_s: float = Field(0.1, gt=0, le=60, description="seconds that a batch of several images may take")
+
+    @property
+    def allowed_hosts(self) -> frozenset[str]:
+        return frozenset(name for name in (name.strip().lower() for name in self.hosts.split(",")) if name)
+
+    @property
+    def token_folder(self) -> Path:
+        """Where the token of this machine's user is kept, see `models.own_token`."""
+        return default_folder() if self.cache is None else self.cache
 
     @property
     def image_limits(self) -> ImageLimits:
@@ -93,6 +109,12 @@ def server_environment(*, store: str, bind_address: str, bentoml_home: Path) -> 
     """
     own = {"MU2NET_STORE": store, "MU2NET_BIND_ADDRESS": bind_address, "BENTOML_DO_NOT_TRACK": "True"}
     return {"BENTOML_HOME": str(bentoml_home)} | os.environ | own
+
+
+def token_folder() -> Path:
+    """Return where this process's user has the token, whatever else the environment says: for clients."""
+    cache = os.environ.get(f"{PREFIX}CACHE")
+    return default_folder() if cache is None else Path(cache)
 
 
 def traces_endpoint() -> str | None:

@@ -67,8 +67,9 @@ def probabilities(logits: Logits) -> Float[np.ndarray, " classes"]:
     return found
 
 
-def task_summary(release: LoadedRelease, loaded: LoadedRoute) -> TaskSummary:
-    route, figures = loaded.route, release.figures[loaded.task]
+def task_summary(release: LoadedRelease, loaded: LoadedRoute, visible: Mapping[TaskName, LoadedRoute]) -> TaskSummary:
+    """Return a task in short; what it shares with others is counted with those that are `visible`."""
+    route, figures = loaded.route, release.figures(visible)[loaded.task]
     return TaskSummary(
         task=loaded.task,
         release=release.number,
@@ -111,7 +112,7 @@ def task_detail(release: LoadedRelease, described: LoadedRoute, visible: Mapping
         for stage, running in zip(route.stages, described.stages, strict=True)
     ]
     return TaskDetail(
-        **task_summary(release, described).model_dump(),
+        **task_summary(release, described, visible).model_dump(),
         labels=list(route.labels),
         precision=described.precision or "float32",
         variants={
@@ -150,7 +151,7 @@ def release_list(server: Server, caller: Caller, *, limit: int) -> ReleaseList:
         held=None if current is None else current.is_held,
         pending=[] if current is None else list(current.pending),
         resident=resident,
-        last_reload=_reload(status),
+        last_reload=_reload(status, is_told=caller.sees_all),
         failure=_failure(status, is_told=caller.sees_all),
         engine=EngineView(
             provider=runtime.provider,
@@ -165,8 +166,7 @@ def release_list(server: Server, caller: Caller, *, limit: int) -> ReleaseList:
 def release_diff(server: Server, caller: Caller, *, before: int, after: int) -> ReleaseDiff:
     """Return what differs from one release of the store to another; UnknownRelease if it lacks one."""
     store = server.store()
-    found = diff(store, store.release(before), store.release(after))
-    changes = [change for change in found if caller.sees(change.task, is_private=change.is_private)]
+    changes = diff(store, store.release(before), store.release(after), sees=caller.sees_route)
     views = [DifferenceView(**dataclasses.asdict(change)) for change in changes]
     return ReleaseDiff(before=before, after=after, changes=views)
 
@@ -204,21 +204,23 @@ def _failure(status: WatchStatus, *, is_told: bool) -> FailureView | None:
     return failure if is_told else failure.model_copy(update={"error": None})
 
 
-def _reload(status: WatchStatus) -> ReloadView | None:
+def _reload(status: WatchStatus, *, is_told: bool) -> ReloadView | None:
+    """Return the last reload; what it cost, private tasks included, if that `is_told`."""
     last = status.last_reload
     if last is None:
         return None
-    return ReloadView(
-        release=last.release,
-        taken_up_at=last.taken_up_at,
-        seconds=last.cost.seconds,
-        bytes_read=last.cost.bytes_read,
-        subgraphs_added=last.cost.added,
-        subgraphs_reused=last.cost.reused,
-        subgraphs_freed=last.cost.freed,
-        memory_before=last.cost.memory_before,
-        memory_after=last.cost.memory_after,
-    )
+    view = ReloadView(release=last.release, taken_up_at=last.taken_up_at, seconds=last.cost.seconds)
+    if not is_told:
+        return view
+    cost = {
+        "bytes_read": last.cost.bytes_read,
+        "subgraphs_added": last.cost.added,
+        "subgraphs_reused": last.cost.reused,
+        "subgraphs_freed": last.cost.freed,
+        "memory_before": last.cost.memory_before,
+        "memory_after": last.cost.memory_after,
+    }
+    return view.model_copy(update=cost)
 
 
 def _release_summary(release: Release, caller: Caller) -> ReleaseSummary:

@@ -15,10 +15,11 @@ from fastapi.testclient import TestClient
 
 from models.errors import InvalidConfig, InvalidInput, UnknownKey
 from models.jobs import JobRequest
+from models.key_list import KEYS_FILE, KeyList, Manages, read_keys
 from models.names import TaskName
 from models.store import Store
 from service import key_commands
-from service.keys import KEYS_FILE, KeyList, Manages, add_key, new_key, read_keys, revoke_key
+from service.keys import add_key, new_key, revoke_key
 from service.server import Server
 from tests.real_server import RealServer
 from tests.service_store import TaskPlan, make_store
