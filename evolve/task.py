@@ -21,6 +21,7 @@ from jaxtyping import Int64, UInt8
 from evolve.sequences import MIN_PAIRS, in_order, is_sequence
 from models import preprocess
 from models.errors import ImageTooLarge, InvalidConfig, InvalidData, InvalidImage
+from models.files import make_folder, private
 from models.image_folder import (
     DataLimits,
     ImageEntry,
@@ -80,9 +81,10 @@ class LabelledImages:
     def keep_pixels(self, pixels: UInt8[np.ndarray, "images image_size image_size 3"]) -> None:
         """Take what `pixels` returned on another machine instead of decoding the images."""
         path = self.cache_folder / f"{self._cache_key(pixels.shape[1])}.npy"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         temporary = path.with_name(f".new-{secrets.token_hex(8)}.npy")
-        np.save(temporary, pixels)
+        with open(temporary, "xb", opener=private) as file:
+            np.save(file, pixels)
         os.replace(temporary, path)
 
     def _cache_key(self, image_size: int) -> str:
@@ -91,9 +93,10 @@ class LabelledImages:
         return hashlib.sha256("\n".join([*self.digests, str(image_size), decoder]).encode()).hexdigest()
 
     def _decode(self, path: Path, shape: tuple[int, ...], progress: Progress | None) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         temporary = path.with_name(f".new-{secrets.token_hex(8)}")
         try:
+            open(temporary, "xb", opener=private).close()
             array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
             _reserve(temporary)
             self._decode_into(array, progress)
@@ -373,9 +376,10 @@ def _looked_at(folder: ImageFolder, digests: Mapping[ImageEntry, str]) -> str:
 
 
 def _remember(path: Path, found: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".new-{secrets.token_hex(8)}")
-    temporary.write_text(json.dumps(found))
+    with open(temporary, "x", opener=private) as file:
+        file.write(json.dumps(found))
     os.replace(temporary, path)
 
 

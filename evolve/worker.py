@@ -102,7 +102,10 @@ def worker(
 ) -> None:
     """Work on the tasks that are sent to the server of this store. Ctrl-C stops; the job is taken up again."""
     step_back()
+    os.umask(0o077)  # what libraries write of a task's images is nobody else's
     opened = Store.open(store)
+    if not opened.is_remote:
+        opened.local_files.close_to_others()
     jobs = JobQueue(queue_url(opened, queue))
     keep_s = None if keep_uploads_days is None else keep_uploads_days * DAY_S
 

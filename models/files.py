@@ -3,14 +3,19 @@
 A place has no rename and no append, only what object stores have as well: a file appears whole, is
 created only where there is none, and the pointer is replaced only if it is still what was read.
 `models/remote_files.py` is the other kind of place.
+
+What is written here is its user's alone, whatever the umask says: a store holds private tasks' images and hashes
+of keys. It is the group's too where the operator gave the folder to one, see `folder_mode`.
 """
 
+import logging
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -18,7 +23,12 @@ from typing import Protocol, runtime_checkable
 from filelock import FileLock
 
 REFRESH_AGE_S = 3600.0  # younger files need no touch: an object store has none, there it is a copy of the file
+OWN_FOLDER = 0o700
+SECRETS = ("keys.json", "jobs.sqlite", "jobs.sqlite-wal", "jobs.sqlite-shm", "uploads", "work")
 TEMPORARY_PREFIX = ".new-"  # what a killed writer leaves behind begins so, and nothing reads it
+
+
+log = logging.getLogger("mu2net.files")
 
 
 class FileChanged(Exception):
@@ -98,6 +108,16 @@ class LocalFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def close_to_others(self) -> None:
+        """Take away what a umask gave to other users, where the folder is this user's; make it if it is missing."""
+        make_folder(self.folder)
+        wanted = folder_mode(self.folder)
+        _narrow(self.folder, wanted)
+        for name in SECRETS:
+            path = self.path(name)
+            with suppress(FileNotFoundError):
+                _narrow(path, wanted if path.is_dir() else wanted & 0o666)
+
     def path(self, name: str) -> Path:
         return self.folder / name
 
@@ -130,7 +150,7 @@ class LocalFiles:
 
     def create(self, name: str, data: bytes) -> None:
         target = self.path(name)
-        temporary = _write_beside(target, data)
+        temporary = _write_beside(target, data, folder_mode(self.folder))
         try:
             os.link(temporary, target)  # unlike a rename, a link never replaces
         finally:
@@ -139,11 +159,11 @@ class LocalFiles:
 
     def replace(self, name: str, data: bytes) -> None:
         target = self.path(name)
-        os.replace(_write_beside(target, data), target)
+        os.replace(_write_beside(target, data, folder_mode(self.folder)), target)
         _sync_folder(target.parent)
 
     def put_file(self, name: str, source: Path) -> None:
-        copy_file(source, self.path(name))
+        copy_file(source, self.path(name), folder_mode(self.folder))
 
     def fetch(self, name: str, target: Path) -> None:
         copy_file(self.path(name), target)
@@ -163,15 +183,60 @@ class LocalFiles:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the store's one writer lock, freed by the system if this process dies."""
-        with FileLock(self.path("LOCK")):
+        if self.folder.is_dir():
+            self.close_to_others()
+        with FileLock(self.path("LOCK"), mode=folder_mode(self.folder) & 0o666):
             yield
 
 
-def copy_file(source: Path, target: Path) -> None:
-    """Make `target` a copy that only this user may read; it appears whole and on disk."""
-    temporary = _beside(target)
+def folder_mode(folder: Path) -> int:
+    """Return the mode of folders in `folder`; less the right to enter, it is that of files.
+
+    They are its user's alone. They are the group's as well, as far as `folder` is, if the operator chose that: then
+    the folder hands its group on (setgid) or is closed to all others. A umask does neither by default.
+    """
     try:
-        with source.open("rb") as reading, open(temporary, "xb", opener=_private) as file:
+        mode = folder.stat().st_mode
+    except FileNotFoundError:
+        return OWN_FOLDER
+    is_chosen = mode & stat.S_ISGID or not mode & stat.S_IRWXO
+    return OWN_FOLDER | (mode & (stat.S_ISGID | stat.S_IRWXG) if is_chosen else 0)
+
+
+def make_folder(folder: Path, mode: int = OWN_FOLDER) -> None:
+    """Make a folder if it is missing, with those above it."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for found in reversed(missing):
+        with suppress(FileExistsError):  # another process was faster
+            found.mkdir(mode=OWN_FOLDER)
+            found.chmod(mode)
+
+
+def private(path: str, flags: int) -> int:
+    """Open a file as `open` has it done by an opener; one that is made is this user's alone."""
+    return os.open(path, flags, 0o600)
+
+
+def _narrow(path: Path, wanted: int) -> None:
+    status = path.stat()
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & ~wanted & 0o077 and status.st_uid == os.geteuid():
+        path.chmod(mode & ~0o077 | wanted & 0o077)
+        log.warning(
+            "%s was open to other users (mode %04o) and is not any more: to share a store with a group, see "
+            "docs/operating.md", path, mode,
+        )  # fmt: skip
+
+
+def copy_file(source: Path, target: Path, mode: int = OWN_FOLDER) -> None:
+    """Make `target` a copy with the rights of `mode`, see `folder_mode`; it appears whole and on disk."""
+    temporary = _beside(target, mode)
+    try:
+        with source.open("rb") as reading, open(temporary, "xb", opener=private) as file:
+            os.fchmod(file.fileno(), mode & 0o666)
             shutil.copyfileobj(reading, file)
             file.flush()
             os.fsync(file.fileno())
@@ -181,12 +246,8 @@ def copy_file(source: Path, target: Path) -> None:
     _sync_folder(target.parent)
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
-def _beside(target: Path) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
+def _beside(target: Path, mode: int) -> Path:
+    make_folder(target.parent, mode)
     return target.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
 
 
@@ -199,9 +260,10 @@ def _info(folder: str, entry: "os.DirEntry[str]") -> list[FileInfo]:
     return [FileInfo(f"{folder}/{entry.name}", status.st_size, status.st_mtime)]
 
 
-def _write_beside(target: Path, data: bytes) -> Path:
-    temporary = _beside(target)
-    with temporary.open("xb") as file:
+def _write_beside(target: Path, data: bytes, mode: int) -> Path:
+    temporary = _beside(target, mode)
+    with open(temporary, "xb", opener=private) as file:
+        os.fchmod(file.fileno(), mode & 0o666)
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -8,12 +8,14 @@ those of the queue's database, so machines need no common clock.
 """
 
 import json
+import os
 import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import sqlalchemy as sql
@@ -21,6 +23,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModu
 from sqlalchemy.ext.compiler import compiles
 
 from models.errors import InvalidConfig, LeaseLost, QueueUnreachable, TaskBusy, UnknownJob
+from models.files import folder_mode, private
 from models.names import TaskName
 from models.store import Store
 
@@ -357,6 +360,7 @@ class JobQueue:
                 f"the queue {self.shown} needs a package that is not installed ({error}): install mu2net[postgres]"
             ) from error
         if is_sqlite:
+            _make_private(self._url.database)
             sql.event.listen(engine, "connect", _prepare_sqlite)
         METADATA.create_all(engine)
         return engine
@@ -390,6 +394,14 @@ class JobQueue:
 
 def unknown_job(job: str) -> UnknownJob:
     return UnknownJob(f"there is no job {job[:80]!r}: GET /v1/jobs lists them")
+
+
+def _make_private(database: str | None) -> None:
+    """Make SQLite's file, which says what private tasks there are; the files beside it get its mode."""
+    if database and not database.startswith((":", "file:")):
+        path = Path(database)
+        with suppress(OSError), open(path, "xb", opener=private) as file:  # it is there, or cannot be: SQLite says why
+            os.fchmod(file.fileno(), folder_mode(path.parent) & 0o666)
 
 
 def _prepare_sqlite(connection: Any, record: object) -> None:

@@ -19,7 +19,7 @@ import fsspec
 from fsspec.utils import get_protocol
 
 from models.errors import InvalidConfig, StoreUnreachable
-from models.files import REFRESH_AGE_S, TEMPORARY_PREFIX, FileChanged, FileInfo
+from models.files import REFRESH_AGE_S, TEMPORARY_PREFIX, FileChanged, FileInfo, make_folder
 
 WRITABLE = ("memory", "s3")
 MEMORY_LOCK = threading.Lock()  # of the one memory:// that a process has
@@ -102,7 +102,7 @@ class RemoteFiles:
             self._system.put_file(str(source), self._path(name))
 
     def fetch(self, name: str, target: Path) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         with TemporaryDirectory(dir=target.parent, prefix=TEMPORARY_PREFIX) as folder:  # only this user may enter
             with self._reaching(name):
                 self._system.get_file(self._path(name), f"{folder}/copy")

@@ -119,6 +119,8 @@ class Store:
             raise InvalidConfig(f"{location} is a file: give a folder for the store")
         if store._files.exists("CURRENT"):
             raise InvalidConfig(f"{location} is a store already: choose another folder, or evolve a task in this one")
+        if not store.is_remote:
+            store._local.close_to_others()
         release = first(store)
         store._files.replace(release_name(release.number), encode(release))
         store._files.create("CURRENT", encode(Current(release.number)))

@@ -160,11 +160,8 @@ def allow(request: Request, action: Action) -> Caller:
     """
     server = server_of(request)
     request.state.action = action
-    if server.keys.is_required:
-        caller = _key_holder(request, server, action)
-    else:
-        caller = _without_key(request, server, action)
-    request.state.caller = caller
+    find = _key_holder if server.keys.is_required else _without_key
+    request.state.caller = caller = find(request, server, action)
     return caller
 
 

@@ -7,6 +7,7 @@ bound. Each can be switched on again: BENTOML_CONFIG_OPTIONS='services.mu2net.lo
 """
 
 import gc
+import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -60,6 +61,7 @@ class Mu2Net:
 
     def __init__(self) -> None:
         write_json_logs()
+        os.umask(0o077)  # what libraries write is nobody else's
         # not set for the whole process: FastAPI would make spans of its own, the request's a second time
         tracer = BentoMLContainer.tracer_provider.get().get_tracer("mu2net")
         self._server: Server = build_server(load_settings(), Metrics(), tracer)

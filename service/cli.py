@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from models.errors import InvalidConfig, PortInUse
+from models.files import make_folder
 from models.key_list import KEYS_FILE
 from models.own_token import own_token
 from models.store import Store, is_url
@@ -44,9 +45,12 @@ def serve(
     home = Path.home() / ".cache" / "mu2net" / f"serve-{port}"  # BentoML's metrics; two servers must not share them
     check_port(address, port)
     reserve(home, address, port)
+    if not is_url(store):
+        opened.local_files.close_to_others()
     place = store if is_url(store) else str(Path(store).resolve())
     environment = server_environment(store=place, bind_address=address, bentoml_home=home)
     _tell_console(address, port, token)
+    os.umask(0o077)  # of the server and the worker too: what libraries write is nobody else's
     sys.stdout.flush()
     if with_worker:
         sys.exit(run_both(bentoml_command(address, port), worker_command(place), environment))
@@ -102,7 +106,8 @@ def reserve(home: Path, address: str, port: int) -> None:
     Raises:
         PortInUse: another server of ours has the port, or is about to.
     """
-    home.mkdir(parents=True, exist_ok=True)
+    make_folder(home)
+    home.chmod(0o700)  # an older version's, too
     lock = os.open(home / "lock", os.O_CREAT | os.O_RDWR, 0o600)
     os.set_inheritable(lock, True)
     try:

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
+from models.files import make_folder
 from models.names import SubgraphId
 from service.external_data import Entries, move_weights
 from service.runtime import CPU, Runtime
@@ -88,7 +89,7 @@ class PreparedGraphs:
             return False
 
     def _prepare(self, subgraph: SubgraphId, source: Path) -> Path:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         weights: dict[str, None] = {}
         with tempfile.TemporaryDirectory(dir=self._folder, prefix=".new-") as made:
             packed = self._runtime.save_prepared(source, Path(made) / "graph.onnx")

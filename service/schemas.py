@@ -125,7 +125,7 @@ class ReloadView(BaseModel):
     taken_up_at: str
     seconds: float
     bytes_read: int | None = Field(
-        default=None, description="of the store; null, as all below, for who may not see every task"
+        default=None, description="of the store; null, as all below, for callers who may not see every task"
     )
     subgraphs_added: int | None = None
     subgraphs_reused: int | None = None
