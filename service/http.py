@@ -148,11 +148,7 @@ def _add_descriptions(app: FastAPI) -> None:
         """List the tasks of the release that answers."""
         caller = allow(request, "read")
         release = server_of(request).predictor.loaded_release()
-        visible = caller.visible(release)
-        return TaskList(
-            release=release.number,
-            tasks=[views.task_summary(release, route, visible) for route in visible.values()],
-        )
+        return views.task_list(release, caller.visible(release))
 
     @app.get("/v1/tasks/{task}", responses=errors.responses(401, 404, 429, 503))
     async def task(request: Request, task: str) -> TaskDetail:

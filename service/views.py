@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from models.diff import diff
 from models.errors import NotFound, StoreError
+from models.figures import TaskFigures
 from models.names import ComponentId, TaskName
 from models.release import Release
 from models.store import Current
@@ -35,6 +36,7 @@ from service.schemas import (
     ReloadView,
     StageView,
     TaskDetail,
+    TaskList,
     TaskSummary,
     VariantView,
 )
@@ -67,9 +69,14 @@ def probabilities(logits: Logits) -> Float[np.ndarray, " classes"]:
     return found
 
 
-def task_summary(release: LoadedRelease, loaded: LoadedRoute, visible: Mapping[TaskName, LoadedRoute]) -> TaskSummary:
-    """Return a task in short; what it shares with others is counted with those that are `visible`."""
-    route, figures = loaded.route, release.figures(visible)[loaded.task]
+def task_list(release: LoadedRelease, visible: Mapping[TaskName, LoadedRoute]) -> TaskList:
+    """Return the `visible` tasks in short, with their costs as if the release had no others."""
+    figures = release.figures(visible)
+    return TaskList(release=release.number, tasks=[_summary(release, found, figures) for found in visible.values()])
+
+
+def _summary(release: LoadedRelease, loaded: LoadedRoute, of_all: Mapping[TaskName, TaskFigures]) -> TaskSummary:
+    route, figures = loaded.route, of_all[loaded.task]
     return TaskSummary(
         task=loaded.task,
         release=release.number,
@@ -112,7 +119,7 @@ def task_detail(release: LoadedRelease, described: LoadedRoute, visible: Mapping
         for stage, running in zip(route.stages, described.stages, strict=True)
     ]
     return TaskDetail(
-        **task_summary(release, described, visible).model_dump(),
+        **_summary(release, described, release.figures(visible)).model_dump(),
         labels=list(route.labels),
         precision=described.precision or "float32",
         variants={

@@ -301,7 +301,7 @@ def test_a_client_that_leaves_takes_its_images_out_of_the_queue(store: Store, mo
         return engine.run(rows)
 
     messages: list[Message] = [{"type": "http.request", "body": picture()}, {"type": "http.disconnect"}]
-    scope = {"type": "http", "method": "POST", "path": PATH, "query_string": b"", "headers": []}
+    scope = {"type": "http", "method": "POST", "path": PATH, "query_string": b"", "headers": [(b"host", b"localhost")]}
     sent: list[Message] = []
 
     async def leave_at_once() -> None:
