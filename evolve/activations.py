@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.files import make_folder, private
 from models.vit import Block
 
 CHUNK = 64  # rows computed together: fixed, so that no row's rounding depends on how work is dealt out
@@ -50,9 +51,9 @@ class Activations:
 
     def begin(self) -> Path:
         """Make room for all rows in a file that nobody reads yet, and return it."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         unfinished = self.path.with_name(f".new-{secrets.token_hex(8)}")
-        with unfinished.open("wb") as file:
+        with open(unfinished, "xb", opener=private) as file:
             if hasattr(os, "posix_fallocate"):  # a full disk is an OSError here, not a bus error when writing
                 os.posix_fallocate(file.fileno(), 0, self.num_bytes)
             file.truncate(self.num_bytes)

@@ -32,6 +32,7 @@ from evolve.task import Task
 from evolve.throughput import Throughput
 from evolve.train import Trained, TrainPlan, accuracy, logits
 from models.errors import InvalidConfig, TaskBusy
+from models.files import folder_mode, make_folder
 from models.names import ComponentId, RouteId, TaskName
 from models.release import Release
 from models.route import Route, accounted_parameters, component_usage
@@ -84,8 +85,9 @@ def alone(store: Store, task: TaskName) -> Iterator[None]:
         TaskBusy: another process on this machine evolves the task.
     """
     folder = store.folder / "work"
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f"{task}.lock")
+    mode = folder_mode(store.folder)
+    make_folder(folder, mode)
+    lock = FileLock(folder / f"{task}.lock", mode=mode & 0o666)
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import InvalidData
-from models.files import written_beside
+from models.files import make_folder, private, written_beside
 from models.image_folder import SPLIT_FOLDERS
 
 HUB_PREFIX = "hub:"
@@ -83,8 +83,9 @@ def _unpacked(key: str, images: Iterator[SourceImage], cache_folder: Path) -> Pa
     with written_beside(target, is_folder=True) as temporary:
         for number, image in enumerate(images):
             folder = temporary / image.split / _folder_name(image.label)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{number:07d}{_suffix(image.data)}").write_bytes(image.data)
+            make_folder(folder)
+            with open(folder / f"{number:07d}{_suffix(image.data)}", "xb", opener=private) as file:
+                file.write(image.data)
         if not any(temporary.iterdir()):
             raise InvalidData("the table has no rows: give one with at least two classes of images")
         os.replace(temporary, target)

@@ -175,7 +175,10 @@ def worker(
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # a closed terminal
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     step_back()
+    os.umask(0o077)  # what libraries write of a task's images is nobody else's
     opened = open_store(store, sign)
+    if not opened.is_remote:
+        opened.local_files.close_to_others()
     jobs = JobQueue(queue_url(opened, queue))
     keep_s = None if keep_uploads_days is None else keep_uploads_days * DAY_S
 

@@ -1,5 +1,6 @@
 """Diff: which tasks one release has otherwise than another, and what is new to it."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,13 +26,23 @@ class TaskDifference:
     new_parameters: int  # of the new route's components, those that no route of the release before has
 
 
-def diff(store: Store, before: Release, after: Release) -> list[TaskDifference]:
+def _every(_: Route) -> bool:
+    return True
+
+
+def diff(
+    store: Store, before: Release, after: Release, *, sees: Callable[[Route], bool] = _every
+) -> list[TaskDifference]:
     """Return what differs from one release to another, by task.
+
+    Where `sees` refuses a task's route in either release, nothing is said of the task nor computed with it.
 
     Raises:
         StoreError: a route's record is missing or damaged.
     """
     old_routes, new_routes = store.routes(before), store.routes(after)
+    hidden = {task for routes in (old_routes, new_routes) for task, route in routes.items() if not sees(route)}
+    old_routes, new_routes = _without(hidden, old_routes), _without(hidden, new_routes)
     known = {component for route in old_routes.values() for component in route.component_ids}
     known |= store.route(before.root, needed_by=f"release {before.number} as its root").component_ids
     return [
@@ -46,7 +57,12 @@ def diff(store: Store, before: Release, after: Release) -> list[TaskDifference]:
             new_parameters=_new_parameters(new_routes.get(task), known),
         )
         for task in changed_tasks(before.tasks, after.tasks)
+        if task not in hidden
     ]
+
+
+def _without(hidden: set[TaskName], routes: Mapping[TaskName, Route]) -> dict[TaskName, Route]:
+    return {task: route for task, route in routes.items() if task not in hidden}
 
 
 def _accuracy(route: Route | None) -> float | None:

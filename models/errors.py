@@ -42,7 +42,8 @@
     ├── PrecisionLoss         a lower precision would cost a route more accuracy than is allowed
     ├── NotReady              the server has no release to answer from
     ├── WritingIsOff          the server takes no changes from where this request could come
-    ├── KeyNeeded             the server has API keys, and the request brings none that is in use
+    ├── KeyNeeded             the server needs an API key or its user's token, and the request brings none in use
+    ├── ForeignRequest        a request to a server without keys that is not from its own machine's pages and programs
     ├── KeyLacksScope         the request's key is for other tasks or other things
     ├── Overloaded            the queue is full, or a deadline passed while waiting in it
     │   ├── RateLimited         a key has made as many requests as it may
@@ -249,6 +250,10 @@ class WritingIsOff(Mu2NetError):
 
 
 class KeyNeeded(Mu2NetError):
+    pass
+
+
+class ForeignRequest(Mu2NetError):
     pass
 
 

@@ -3,9 +3,13 @@
 A place has no rename and no append, only what object stores have as well: a file appears whole, is
 created only where there is none, and the pointer is replaced only if it is still what was read.
 `models/remote_files.py` is the other kind of place.
+
+What is written here is its user's alone, whatever the umask says: a store holds private tasks' images and hashes
+of keys. It is the group's too where the operator gave the folder to one, see `folder_mode`.
 """
 
 import fcntl
+import logging
 import os
 import secrets
 import shutil
@@ -24,7 +28,9 @@ from models.errors import DamagedObject
 from models.storage import CACHE, STORE, writing
 
 REFRESH_AGE_S = 3600.0  # younger files need no touch: an object store has none, there it is a copy of the file
+OWN_FOLDER = 0o700
 SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # no link is followed, and opening a pipe does not wait
+SECRETS = ("keys.json", "jobs.sqlite", "jobs.sqlite-wal", "jobs.sqlite-shm", "uploads", "work")
 TEMPORARY_PREFIX = ".new-"  # what a killed writer leaves behind begins so, and nothing reads it
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
@@ -42,6 +48,9 @@ LARGEST = (
     ("journal/", "", GIB),
 )
 LARGEST_OTHER = 2 * GIB
+
+
+log = logging.getLogger("mu2net.files")
 
 
 class FileChanged(Exception):
@@ -142,6 +151,16 @@ class LocalFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def close_to_others(self) -> None:
+        """Take away what a umask gave to other users, where the folder is this user's; make it if it is missing."""
+        make_folder(self.folder)
+        wanted = folder_mode(self.folder)
+        _narrow(self.folder, wanted)
+        for name in SECRETS:
+            path = self.path(name)
+            with suppress(FileNotFoundError):
+                _narrow(path, wanted if path.is_dir() else wanted & 0o666)
+
     def path(self, name: str) -> Path:
         return self.folder / name
 
@@ -234,20 +253,20 @@ class LocalFiles:
 
     def create(self, name: str, data: bytes) -> None:
         target = self.path(name)
-        with written_beside(target, place=STORE) as temporary:
+        with self._written_beside(target) as temporary:
             _fill(temporary, data)
             os.link(temporary, target)  # unlike a rename, a link never replaces
             _sync_folder(target.parent)
 
     def replace(self, name: str, data: bytes) -> None:
         target = self.path(name)
-        with written_beside(target, place=STORE) as temporary:
+        with self._written_beside(target) as temporary:
             _fill(temporary, data)
             os.replace(temporary, target)
             _sync_folder(target.parent)
 
     def put_file(self, name: str, source: Path) -> None:
-        copy_file(source, self.path(name), place=STORE)
+        copy_file(source, self.path(name), mode=folder_mode(self.folder), place=STORE)
 
     def fetch(self, name: str, target: Path) -> None:
         with self.open(name) as source:
@@ -273,7 +292,9 @@ class LocalFiles:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the store's one writer lock, freed by the system if this process dies."""
-        lock = FileLock(self.path("LOCK"))
+        if self.folder.is_dir():
+            self.close_to_others()
+        lock = FileLock(self.path("LOCK"), mode=folder_mode(self.folder) & 0o666)
         with self._writing():
             lock.acquire()
         try:
@@ -281,18 +302,63 @@ class LocalFiles:
         finally:
             lock.release()
 
+    def _written_beside(self, target: Path) -> AbstractContextManager[Path]:
+        return written_beside(target, mode=folder_mode(self.folder), place=STORE)
+
     def _writing(self) -> AbstractContextManager[None]:
         return writing(STORE, self.folder)
 
 
-def copy_file(source: Path, target: Path, *, place: str) -> None:
-    """Make `target` a copy that only this user may read; it appears whole and on disk. Errors as `written_beside`."""
+def folder_mode(folder: Path) -> int:
+    """Return the mode of folders in `folder`; less the right to enter, it is that of files.
+
+    They are its user's alone. They are the group's as well, as far as `folder` is, if the operator chose that: then
+    the folder hands its group on (setgid) or is closed to all others. A umask does neither by default.
+    """
+    try:
+        mode = folder.stat().st_mode
+    except FileNotFoundError:
+        return OWN_FOLDER
+    is_chosen = mode & stat.S_ISGID or not mode & stat.S_IRWXO
+    return OWN_FOLDER | (mode & (stat.S_ISGID | stat.S_IRWXG) if is_chosen else 0)
+
+
+def make_folder(folder: Path, mode: int = OWN_FOLDER) -> None:
+    """Make a folder if it is missing, with those above it."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for found in reversed(missing):
+        with suppress(FileExistsError):  # another process was faster
+            found.mkdir(mode=OWN_FOLDER)
+            found.chmod(mode)
+
+
+def private(path: str, flags: int) -> int:
+    """Open a file as `open` has it done by an opener; one that is made is this user's alone."""
+    return os.open(path, flags, 0o600)
+
+
+def _narrow(path: Path, wanted: int) -> None:
+    status = path.stat()
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & ~wanted & 0o077 and status.st_uid == os.geteuid():
+        path.chmod(mode & ~0o077 | wanted & 0o077)
+        log.warning(
+            "%s was open to other users (mode %04o) and is not any more: to share a store with a group, see "
+            "docs/operating.md", path, mode,
+        )  # fmt: skip
+
+
+def copy_file(source: Path, target: Path, *, mode: int = OWN_FOLDER, place: str) -> None:
+    """Make `target` a copy with the rights of `mode`; it appears whole and on disk. Errors as `written_beside`."""
     with source.open("rb") as reading:
-        _copy(reading, target, place=place)
+        _copy(reading, target, mode=mode, place=place)
 
 
-def _copy(reading: BinaryIO, target: Path, *, place: str) -> None:
-    with written_beside(target, mode=0o600, place=place) as temporary:
+def _copy(reading: BinaryIO, target: Path, *, mode: int = OWN_FOLDER, place: str) -> None:
+    with written_beside(target, mode=mode, place=place) as temporary:
         with temporary.open("r+b") as file:
             shutil.copyfileobj(reading, file)
             file.flush()
@@ -303,7 +369,7 @@ def _copy(reading: BinaryIO, target: Path, *, place: str) -> None:
 
 @contextmanager
 def written_beside(
-    target: Path, *, mode: int | None = None, is_folder: bool = False, place: str = CACHE
+    target: Path, *, mode: int = OWN_FOLDER, is_folder: bool = False, place: str = CACHE
 ) -> Iterator[Path]:
     """Make an empty file or folder beside `target`, to be filled and then renamed or linked to it.
 
@@ -312,8 +378,8 @@ def written_beside(
 
     Args:
         target: what it is to become; its folder is made if missing.
-        mode: of the file; None for what this process gives its files.
-        is_folder: make a folder instead, which only this user may enter.
+        mode: see `folder_mode`; by default only this user may read or enter.
+        is_folder: make a folder instead.
         place: what messages call the folder that it is written in.
 
     Raises:
@@ -321,12 +387,14 @@ def written_beside(
         StorageReadOnly: it may not be written there.
     """
     with writing(place, target.parent):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent, mode)
         temporary = target.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
         if is_folder:
-            temporary.mkdir(mode=0o700)
+            make_folder(temporary, mode)
         else:
-            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666 if mode is None else mode))
+            file = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+            os.fchmod(file, mode & 0o666)
+            os.close(file)
     try:
         with writing(place, target.parent, is_full_only=True), held(temporary):
             yield temporary

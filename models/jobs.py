@@ -13,8 +13,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -35,6 +35,7 @@ from models.errors import (
     TaskBusy,
     UnknownJob,
 )
+from models.files import folder_mode, private
 from models.names import TaskName
 from models.store import Store
 
@@ -280,9 +281,12 @@ class JobQueue:
             raise unknown_job(job)
         return found[0]
 
-    def jobs(self, *, limit: int) -> list[Job]:
-        """Return the newest jobs, the newest first."""
-        return self._select(sql.select(JOBS, NOW.label("now")).order_by(JOBS.c.number.desc()).limit(limit))
+    def jobs(self, *, limit: int, private: Collection[TaskName] | None = None) -> list[Job]:
+        """Return the newest jobs, the newest first; of private tasks those of `private` alone, None for all."""
+        query = sql.select(JOBS, NOW.label("now")).order_by(JOBS.c.number.desc()).limit(limit)
+        if private is not None:
+            query = query.where(sql.or_(JOBS.c.private.is_(False), JOBS.c.task.in_(list(private))))
+        return self._select(query)
 
     def unfinished(self, task: TaskName | None = None) -> list[Job]:
         """Return the jobs that are not over, of one task or of all, the oldest first."""
@@ -420,6 +424,7 @@ class JobQueue:
                 f"the queue {self.shown} needs a package that is not installed ({error}): install mu2net[postgres]"
             ) from error
         if is_sqlite:
+            _make_private(self._url.database)
             sql.event.listen(engine, "connect", _prepare_sqlite)
         METADATA.create_all(engine)
         _add_missing_columns(engine)
@@ -563,6 +568,14 @@ def _has(engine: sql.Engine, column: "sql.Column[Any]") -> bool:
 
 def unknown_job(job: str) -> UnknownJob:
     return UnknownJob(f"there is no job {job[:80]!r}: GET /v1/jobs lists them")
+
+
+def _make_private(database: str | None) -> None:
+    """Make SQLite's file, which says what private tasks there are; the files beside it get its mode."""
+    if database and not database.startswith((":", "file:")):
+        path = Path(database)
+        with suppress(OSError), open(path, "xb", opener=private) as file:  # it is there, or cannot be: SQLite says why
+            os.fchmod(file.fileno(), folder_mode(path.parent) & 0o666)
 
 
 def _prepare_sqlite(connection: Any, record: object) -> None:

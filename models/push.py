@@ -6,6 +6,8 @@ from pathlib import Path
 from models.collect import release_objects
 from models.errors import InvalidConfig, StoreNotFound
 from models.files import Files
+from models.key_list import KEYS_FILE, KeyList, find_keys
+from models.records import encode
 from models.release import Release
 from models.signatures import Signer, add_signatures, fitting_signatures, signed_content
 from models.store import ObjectSuffix, Store
@@ -21,6 +23,8 @@ class Pushed:
     copied_bytes: int
     present: int  # objects that were there already
     is_held: bool  # a person holds another release there, so this one is pending
+    needs_keys: bool = False  # the source has API keys, and the other store has none
+    is_shut: bool = False  # servers of the other store refuse every request until a key is made for it
 
 
 def push(
@@ -35,7 +39,9 @@ def push(
 
     It keeps its number if that is higher than all there, else it gets the next. Each object is checked
     against its digest on the way. A hold on the other store is respected. Signatures go along if the number stays;
-    with `signer` the release is signed anew there.
+    with `signer` the release is signed anew there. API keys stay where they are: they are secrets of the store that
+    they were made for. Of a store with keys, a new copy lets nobody in until it has keys of its own; a store that was
+    there before is left as open as its operator has it.
 
     Raises:
         InvalidConfig: the other store grew from another root.
@@ -75,6 +81,8 @@ class _Copy:
         self._copied = self._bytes = self._present = 0
 
     def first(self, target: Store) -> Release:
+        if self._source.files.exists(KEYS_FILE) and not target.files.exists(KEYS_FILE):
+            target.files.create(KEYS_FILE, encode(KeyList()))  # before the store can be opened
         self.objects(target)
         return self._release
 
@@ -106,7 +114,17 @@ class _Copy:
                 add_signatures(files, release.number, made)
 
     def result(self, target: Store, release: Release, *, is_new: bool) -> Pushed:
-        return Pushed(release, is_new, self._copied, self._bytes, self._present, target.current().is_held)
+        found = find_keys(target.files)
+        return Pushed(
+            release,
+            is_new,
+            self._copied,
+            self._bytes,
+            self._present,
+            target.current().is_held,
+            needs_keys=self._source.files.exists(KEYS_FILE) and not (found and found.keys),
+            is_shut=found is not None and not found.keys,
+        )
 
 
 def _suffix(text: str) -> ObjectSuffix:

@@ -287,6 +287,13 @@ def push_release(
         f"{target}: {news}; {done.copied} objects copied ({done.copied_bytes:,} bytes), {done.present} there "
         f"already{waits}"
     )
+    if done.needs_keys:
+        state = "lets nobody in until it has keys" if done.is_shut else "has none: its servers answer without a key"
+        typer.echo(
+            f"keys are not copied, since they are secrets of {store}; {target} {state}: make some with 'mu2net keys "
+            f"create {target} NAME'",
+            err=True,
+        )
 
 
 @app.command()

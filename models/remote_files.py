@@ -125,7 +125,7 @@ class RemoteFiles:
             self._transfer.put_file(str(source), self._path(name))
 
     def fetch(self, name: str, target: Path) -> None:
-        with written_beside(target, mode=0o600) as temporary:
+        with written_beside(target) as temporary:
             with self._reaching(name):
                 self._transfer.get_file(self._path(name), str(temporary))
             os.replace(temporary, target)

@@ -127,6 +127,8 @@ class Store:
             raise InvalidConfig(f"{location} is a file: give a folder for the store")
         if store._files.exists("CURRENT"):
             raise InvalidConfig(f"{location} is a store already: choose another folder, or evolve a task in this one")
+        if not store.is_remote:
+            store._local.close_to_others()
         release = first(store)
         store._files.replace(release_name(release.number), encode(release))
         store._files.create("CURRENT", encode(Current(release.number)))
@@ -325,7 +327,7 @@ class Store:
             data = self._files.read(name)
         except FileNotFoundError as error:
             known = ", ".join(map(str, self.release_numbers()))
-            raise UnknownRelease(f"{self._files.shown()} has no release {number}; it has: {known}") from error
+            raise UnknownRelease(f"the store has no release {number}; it has: {known}") from error
         self.bytes_read += len(data)
         release = self._decoded.decode(Release, data, self._files.shown(name))
         if release.number != number:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from models.errors import DamagedObject, InvalidData, UnknownRelease
-from models.files import FileInfo, abandoned, remove
+from models.files import FileInfo, abandoned, make_folder, remove
 from models.jobs import JobQueue
 from models.names import TaskName
 from models.store import Store
@@ -74,7 +74,7 @@ class Uploads:
         name = _name(task, digest)
         work = self.work_folder(task)
         path = work / f"{digest}.zip" if self._store.is_remote else self._store.folder / name
-        work.mkdir(parents=True, exist_ok=True)
+        make_folder(work)
         work.chmod(0o700)  # an older version's, too
         try:
             if self._store.is_remote and not path.exists():

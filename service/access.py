@@ -1,33 +1,39 @@
 """Who may do what through HTTP: the one place that decides it.
 
-Without any key in the store, everybody may classify, and changes are taken only where the server is bound to
-a loopback address. That is judged by the address it binds, never by the peer's: behind a proxy or in a
-container every peer may look local. From the first key on, every request needs one.
+Without any key in the store, everybody who reaches the server may read and classify with the tasks that are not
+private. All else needs the own user's token (`models/own_token.py`), and a server that is bound to a loopback
+address, which answers this machine's own pages and programs alone (`service/own_pages.py`). Neither the peer's
+address nor the headers that a proxy adds say anything: a proxy on this machine need not add any. From the first
+key on, every request needs one.
+
+One rule for private tasks: whatever is computed or told for a caller comes from what the caller may see.
 """
 
-import ipaddress
+import hmac
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Literal, NoReturn, ParamSpec, TypeVar
-from urllib.parse import urlsplit
 
 from fastapi import Request
+from starlette.types import Scope
 
-from models.errors import KeyLacksScope, KeyNeeded, UnknownTask, WritingIsOff
+from models.errors import ForeignRequest, KeyLacksScope, KeyNeeded, UnknownTask, WritingIsOff
+from models.key_list import Key
 from models.names import TaskName
 from models.release import unknown_task
+from models.route import Route
 from service.engine import LoadedRoute
-from service.keys import ALL_TASKS, Key
+from service.keys import ALL_TASKS, TOKEN
+from service.own_pages import why_foreign
 from service.release import LoadedRelease
 from service.server import Server
-from service.settings import Settings
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 Action = Literal["read", "classify", "tasks", "releases"]
-
-FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")  # what proxies add
+CHANGES: frozenset[Action] = frozenset({"tasks", "releases"})
+TOKEN_FILE = "the file 'token' in the folder that MU2NET_CACHE names, ~/.cache/mu2net by default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,11 @@ class Caller:
     key: Key | None
     is_own_user: bool
     client: str  # the unit of fairness: a key's id or, without keys, the connection's address and port
+
+    @property
+    def name(self) -> str:
+        """Return who it is, for the log."""
+        return "anybody" if self.key is None and not self.is_own_user else self.key.id if self.key else "own user"
 
     @property
     def sees_all(self) -> bool:
@@ -51,6 +62,15 @@ class Caller:
     def sees(self, task: TaskName, *, is_private: bool) -> bool:
         """Tell whether the caller may know that there is this task."""
         return not is_private or self.sees_all or (self.key is not None and task in self.key.classify)
+
+    @property
+    def private_tasks(self) -> tuple[TaskName, ...] | None:
+        """Return the names that a private task may have for the caller to know of it; None for every name."""
+        return None if self.sees_all else tuple(map(TaskName, self.key.classify)) if self.key else ()
+
+    def sees_route(self, route: Route) -> bool:
+        """Tell the same of a stored route; the root's is everybody's."""
+        return route.task is None or self.sees(route.task, is_private=route.private)
 
     def may_classify(self, loaded: LoadedRoute) -> bool:
         """Tell whether a task that the caller may know of answers its images."""
@@ -128,6 +148,22 @@ def connection_of(request: Request) -> str:
     return "" if request.client is None else f"{request.client.host} {request.client.port}"
 
 
+def require_own(scope: Scope, server: Server) -> None:
+    """Refuse a request that a server without keys on a loopback address does not answer, whatever it asks for.
+
+    Raises:
+        ForeignRequest: it is not from a page or program of this machine.
+    """
+    if not server.is_for_own_user or server.keys.are_known:
+        return
+    trouble = why_foreign(scope["headers"], scope["method"], server.allowed_hosts)
+    if trouble is not None:
+        raise ForeignRequest(
+            f"this server answers only this machine's own pages and programs, and {trouble}: call it by its loopback "
+            "address, set MU2NET_HOSTS to the name that a proxy before it has, or make a key with 'mu2net keys create'"
+        )
+
+
 def allow(request: Request, action: Action) -> Caller:
     """Return who asks, if the request may do `action`: every route that is not open to all calls this, once.
 
@@ -135,19 +171,46 @@ def allow(request: Request, action: Action) -> Caller:
     activating and resuming. A caller that may classify need not be allowed every task: see `Caller.routes`.
 
     Raises:
-        KeyNeeded: the server has keys, and the request brings none in use.
+        KeyNeeded: the server has keys, and the request brings none in use; or it has none, and `action` changes
+            something without the own user's token, or what is brought is another.
         KeyLacksScope: its key is for other things.
         RateLimited: its key has used up its rate.
-        WritingIsOff: there is no key, and `action` changes something where it may not.
+        WritingIsOff: there is no key, and `action` changes something on a server bound to no loopback address.
         NotReady: the keys could not be read yet.
     """
     server = server_of(request)
-    if server.keys.is_required:
-        return _key_holder(request, server, action)
-    trouble = _why_no_writing(request, server.settings)
-    if trouble is not None and action in {"tasks", "releases"}:
-        raise WritingIsOff(trouble)
-    return Caller(None, is_own_user=trouble is None, client=connection_of(request))
+    request.state.action = action
+    find = _key_holder if server.keys.is_required else _without_key
+    request.state.caller = caller = find(request, server, action)
+    return caller
+
+
+def note_change(request: Request, **about: str) -> None:
+    """Have the audit's line of a request say what it changes, where the path does not."""
+    request.state.change = about
+
+
+def caller_of(request: Request) -> Caller:
+    """Return who `allow` found out to ask; anybody where it has not, or refused."""
+    known: Caller | None = getattr(request.state, "caller", None)
+    return Caller(None, is_own_user=False, client=connection_of(request)) if known is None else known
+
+
+def _bearer(request: Request) -> str:
+    """Return what a request sends as its token, "" if none."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def claimed_key(request: Request) -> str | None:
+    """Return the id of the key that a request claims to have, whether or not it is right."""
+    found = TOKEN.fullmatch(_bearer(request))
+    return found[1] if found else None
+
+
+def _is_own(token: str, server: Server) -> bool:
+    own = server.own_token
+    return own is not None and hmac.compare_digest(token.encode(), own.encode())
 
 
 def asked_again(request: Request, caller: Caller) -> Caller | None:
@@ -158,62 +221,68 @@ def asked_again(request: Request, caller: Caller) -> Caller | None:
     server = server_of(request)
     if not server.keys.is_required:
         return caller if caller.key is None else None
-    key = _key_of(request, server)
+    key = server.keys.holder(_bearer(request))
     return None if key is None or caller.key is None or key.id != caller.key.id else replace(caller, key=key)
 
 
-def _key_of(request: Request, server: Server) -> Key | None:
-    """Return the key in use that a request brings, None if it brings none."""
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    return server.keys.holder(token.strip()) if scheme.lower() == "bearer" else None
-
-
 def _key_holder(request: Request, server: Server, action: Action) -> Caller:
-    key = _key_of(request, server)
+    token = _bearer(request)
+    key = server.keys.holder(token)
     if key is None:
-        is_given = bool(request.headers.get("authorization", "").partition(" ")[2])
-        what = "this one is unknown or revoked" if is_given else "the request has none"
-        raise KeyNeeded(
-            f"this server needs an API key, and {what}: send the header 'Authorization: Bearer KEY' with a key made by "
-            "'mu2net keys create'"
-        )
+        raise KeyNeeded(_why_no_key(token, server))
+    request.state.caller = caller = Caller(key, is_own_user=False, client=key.id)  # known also where it is refused
     server.rate_limit.count(key)
-    if action in {"tasks", "releases"} and action not in key.manages:
+    if action in CHANGES and action not in key.manages:
         raise KeyLacksScope(
             f"key {key.name!r} may not manage {action}; it may manage: {', '.join(key.manages) or 'nothing'}: use "
             f"another key, or make one with 'mu2net keys create --{action}'"
         )
-    return Caller(key, is_own_user=False, client=key.id)
+    return caller
 
 
-def _why_no_writing(request: Request, settings: Settings) -> str | None:
-    """Return why a request without a key may change nothing, None if it may.
-
-    A page of another site in a browser on this very machine may not: it comes with an origin or, having
-    bent its own name to this address, with a host that is none of this machine's. Nor may what a proxy on
-    this machine passes on, which may come from anywhere.
-    """
-    if not _is_loopback(settings.bind_address):
-        bound = f"bound to {settings.bind_address}" if settings.bind_address else "not told where it is bound"
+def _why_no_key(token: str, server: Server) -> str:
+    if not server.keys.are_known:
         return (
-            f"this server takes no changes without a key: it is {bound}, and only one on a loopback address does "
-            "('mu2net serve' with its default host); make a key with 'mu2net keys create', or change the store "
-            "with 'mu2net releases ...'"
+            "this server needs an API key, and its store has none: it is a copy of a store with keys, which are not "
+            "copied; make keys with 'mu2net keys create'"
         )
-    host, origin = request.headers.get("host", ""), request.headers.get("origin")
-    name = urlsplit(f"//{host}").hostname or ""
-    if not (name == "localhost" or _is_loopback(name)) or (origin is not None and urlsplit(origin).netloc != host):
-        return (
-            "this server takes changes without a key from this machine's own pages and programs only, not from "
-            f"{origin or host!r}: call it by its loopback address"
+    what = "the request has none"
+    if token:
+        is_own = _is_own(token, server)
+        what = (
+            "this machine's own token opens only servers without keys" if is_own else "this one is unknown or revoked"
         )
-    if any(header in request.headers for header in FORWARDED):
-        return "this server takes no changes that a proxy passes on without a key: make one with 'mu2net keys create'"
-    return None
+    return (
+        f"this server needs an API key, and {what}: send the header 'Authorization: Bearer KEY' with a key made by "
+        "'mu2net keys create'"
+    )
 
 
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:  # a name, or not told: nobody may rely on it
-        return False
+def _without_key(request: Request, server: Server, action: Action) -> Caller:
+    client = connection_of(request)
+    if not server.is_for_own_user:  # a token from another machine proves nothing here, and is ignored
+        if action in CHANGES:
+            raise WritingIsOff(_why_no_writing(server))
+        return Caller(None, is_own_user=False, client=client)
+    token = _bearer(request)
+    if token and not _is_own(token, server):
+        raise KeyNeeded(
+            "this server has no API keys, and what the request brings is not the token of its machine's user: send "
+            f"'Authorization: Bearer TOKEN' with the content of {TOKEN_FILE}, or nothing to read and to classify"
+        )
+    if not token and action in CHANGES:
+        raise KeyNeeded(
+            "this server takes changes from its machine's own user only: send 'Authorization: Bearer TOKEN' with the "
+            f"content of {TOKEN_FILE}; or make an API key with 'mu2net keys create'"
+        )
+    return Caller(None, is_own_user=bool(token), client=client)
+
+
+def _why_no_writing(server: Server) -> str:
+    address = server.settings.bind_address
+    bound = f"bound to {address}" if address else "not told where it is bound"
+    return (
+        f"this server takes no changes without a key: it is {bound}, where the token of its machine's user gives "
+        "nothing, as it does on a loopback address ('mu2net serve' with its default host); make a key with "
+        "'mu2net keys create', or change the store with 'mu2net releases ...'"
+    )

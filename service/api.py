@@ -74,6 +74,7 @@ class Mu2Net:
 
     def __init__(self) -> None:
         write_json_logs()
+        os.umask(0o077)  # what libraries write is nobody else's
         keep_large_blocks_apart()
         settings = load_settings()
         if settings.parent not in (None, os.getpid()):  # the latter where BentoML serves within its own process

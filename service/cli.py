@@ -15,8 +15,13 @@ import psutil
 import typer
 
 from models.errors import InvalidConfig, PortInUse
+from models.files import Files, make_folder
+from models.key_list import KEYS_FILE
+from models.own_token import own_token
 from models.signatures import Trust, load_signer
 from models.store import Store, is_url
+from service.keys import key_files
+from service.own_pages import is_loopback_name
 from service.settings import load_settings, server_environment
 from service.with_worker import run_both, worker_command
 
@@ -54,12 +59,17 @@ def serve(
     if trusted is not None:
         Trust.of(trusted).check(opened.files, release)
     opened.routes(release)  # reads every record, so that a damaged store is told here
+    token = _token(key_files(store, settings.keys), address, settings.token_folder)
     # BentoML's metrics, which two servers must not share
     home = Path.home() / ".cache" / "mu2net" / f"serve-{address.replace(':', '_')}-{port}"
     check_port(address, port)
     reserve(home, address, port)
+    if not is_url(store):
+        opened.local_files.close_to_others()
     place = store if is_url(store) else str(Path(store).resolve())
     environment = server_environment(store=place, bind_address=address, bentoml_home=home, trust=trusted)
+    _tell_console(address, port, token)
+    os.umask(0o077)  # of the server and the worker too: what libraries write is nobody else's
     sys.stdout.flush()
     if with_worker:
         sys.exit(run_both(bentoml_command(address, port), worker_command(place), environment, parent=settings.parent))
@@ -77,6 +87,23 @@ def trust_text(given: Sequence[str] | None, setting: str | None) -> str | None:
     if given:
         return ",".join(sorted(Trust.of(given).keys))
     return None if setting is None else ",".join(sorted(Trust.of(setting).keys))
+
+
+def _token(keys: Files, address: str, folder: Path) -> str | None:
+    """Return the token with which this machine's user changes a store without keys, None where it gives nothing.
+
+    Raises:
+        InvalidConfig: it cannot be kept, or is no secret.
+    """
+    is_loopback = is_loopback_name(f"[{address}]" if ":" in address else address)
+    return own_token(folder) if is_loopback and not keys.exists(KEYS_FILE) else None
+
+
+def _tell_console(address: str, port: int, token: str | None) -> None:
+    """Print the console's address with the token to a person, never into a log; browsers send no fragment."""
+    if token is not None and sys.stdout.isatty():
+        host = f"[{address}]" if ":" in address else address
+        typer.echo(f"console: http://{host}:{port}/#token={token}")
 
 
 def bentoml_command(address: str, port: int) -> list[str]:
@@ -115,13 +142,15 @@ def reserve(home: Path, address: str, port: int) -> None:
     ip = ipaddress.ip_address(address)
     shared = home.parent / f"port-{ip.version}-{port}.lock"
     _lock(shared, address, port, fcntl.LOCK_EX if ip.is_unspecified else fcntl.LOCK_SH)
+    make_folder(home)
+    home.chmod(0o700)  # an older version's, too
     own = _lock(home / "lock", address, port, fcntl.LOCK_EX)
     os.ftruncate(own, 0)
     os.write(own, str(os.getpid()).encode())
 
 
 def _lock(path: Path, address: str, port: int, operation: int) -> int:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
     os.set_inheritable(lock, True)
     try:

@@ -27,8 +27,11 @@ import numpy as np
 from PIL import Image
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from models.errors import InvalidInput, JobFailed, RequestRefused, ServerUnreachable
+from models.errors import InvalidConfig, InvalidInput, JobFailed, RequestRefused, ServerUnreachable
+from models.own_token import find_own_token
 from models.preprocess import upright
+from service.own_pages import is_loopback_name
+from service.settings import token_folder
 
 ImageLike = str | Path | bytes | bytearray | memoryview | Image.Image | np.ndarray[Any, Any]
 Record = TypeVar("Record")
@@ -120,12 +123,20 @@ class Client:
         """
         Args:
             url: the server's, without a path.
-            key: an API key, where the server needs one.
+            key: an API key, where the server needs one. Without one, a server on a loopback address is sent the token
+                of this machine's user, if there is one: see docs/keys.md.
             timeout_s: for connecting, and for each part of an answer.
             retries: how often a server that is busy, not ready or not reached is asked again.
             transport: how requests are sent, if not over the network.
         """
-        self._http = httpx.Client(base_url=url, headers=_headers(key), timeout=timeout_s, transport=transport)
+        token = _own_token(url) if key is None else None
+        self._http = httpx.Client(
+            base_url=url,
+            headers=_headers(token if key is None else key),
+            timeout=timeout_s,
+            transport=transport,
+            trust_env=token is None,  # a proxy that the environment names would get to see the token
+        )
         self._retries = retries
 
     def __enter__(self) -> Self:
@@ -256,7 +267,14 @@ class AsyncClient:
         retries: int = 5,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._http = httpx.AsyncClient(base_url=url, headers=_headers(key), timeout=timeout_s, transport=transport)
+        token = _own_token(url) if key is None else None
+        self._http = httpx.AsyncClient(
+            base_url=url,
+            headers=_headers(token if key is None else key),
+            timeout=timeout_s,
+            transport=transport,
+            trust_env=token is None,
+        )
         self._retries = retries
 
     async def __aenter__(self) -> Self:
@@ -354,6 +372,17 @@ class AsyncClient:
                 pause_s = found
             await asyncio.sleep(pause_s)
         raise AssertionError("the last attempt returns or raises")
+
+
+def _own_token(url: str) -> str | None:
+    """Return the token of this machine's user for a server on a loopback address, None for every other server."""
+    host = httpx.URL(url).host
+    if not is_loopback_name(f"[{host}]" if ":" in host else host):
+        return None
+    try:
+        return find_own_token(token_folder())
+    except (OSError, InvalidConfig):
+        return None  # reading and classifying need none, and a server says what it needs
 
 
 def _headers(key: str | None) -> dict[str, str]:

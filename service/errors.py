@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 
 from models import errors
 from models.storage import TEMPORARY, storage_error
+from service.access import caller_of
 from service.schemas import Problem
 
 PROBLEM_JSON = "application/problem+json"
@@ -41,10 +42,18 @@ STATUS: dict[type[errors.Mu2NetError], HTTPStatus] = {
     errors.QueueUnreachable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.WritingIsOff: HTTPStatus.FORBIDDEN,
     errors.KeyNeeded: HTTPStatus.UNAUTHORIZED,
+    errors.ForeignRequest: HTTPStatus.FORBIDDEN,
     errors.KeyLacksScope: HTTPStatus.FORBIDDEN,
     errors.NotReady: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.Overloaded: HTTPStatus.TOO_MANY_REQUESTS,
 }
+
+
+# Their messages name files, tasks and places of the store.
+OF_THE_STORE = (errors.StoreError, errors.StoreNotFound, errors.QueueUnreachable, errors.InvalidConfig)
+TOLD_LESS = "what the store holds cannot be read as it should; the server's log has the details: ask its operator"
+
+log = logging.getLogger("mu2net.errors")
 
 
 def status_of(error: errors.Mu2NetError) -> HTTPStatus:
@@ -88,9 +97,12 @@ def install(app: FastAPI) -> None:
     """Make every error that leaves `app` a problem document."""
 
     @app.exception_handler(errors.Mu2NetError)
-    async def expected(_: Request, error: errors.Mu2NetError) -> JSONResponse:
+    async def expected(request: Request, error: errors.Mu2NetError) -> JSONResponse:
         if isinstance(error, errors.StorageFull | errors.StorageReadOnly):  # the path is not for who asks
             log.error("%s (%s)", error, error.path or "path unknown")
+        elif isinstance(error, OF_THE_STORE) and not caller_of(request).sees_all:
+            log.error("%s", error, extra={"request_id": getattr(request.state, "request_id", None)})
+            return problem(status_of(error), kind=errors.kind_of(error), detail=TOLD_LESS)
         return problem_of(error)
 
     @app.exception_handler(OSError)

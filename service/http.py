@@ -14,6 +14,7 @@ from service import asking, console, errors, openapi, v2, views
 from service.access import Caller, allow, asks_store, server_of
 from service.job_routes import add_jobs
 from service.keys import ALL_TASKS
+from service.metrics import Visible, subgraph_label
 from service.observe import Observed
 from service.release import LoadedRelease
 from service.schemas import Classification, ManyClassifications, Pointer, ReleaseDiff, ReleaseList, TaskDetail, TaskList
@@ -146,10 +147,7 @@ def _add_descriptions(app: FastAPI) -> None:
         """List the tasks of the release that answers."""
         caller = allow(request, "read")
         release = server_of(request).predictor.loaded_release()
-        return TaskList(
-            release=release.number,
-            tasks=[views.task_summary(release, route) for route in caller.visible(release).values()],
-        )
+        return views.task_list(release, caller.visible(release))
 
     @app.get("/v1/tasks/{task}", responses=errors.responses(401, 404, 429, 503))
     async def task(request: Request, task: str) -> TaskDetail:
@@ -160,8 +158,16 @@ def _add_descriptions(app: FastAPI) -> None:
 
     @app.get("/metrics", include_in_schema=False)
     def metrics(request: Request) -> Response:
-        allow(request, "read")
-        return Response(server_of(request).metrics.render(metrics_folder()), media_type=CONTENT_TYPE_LATEST)
+        caller, server = allow(request, "read"), server_of(request)
+        visible = None if caller.sees_all else seen_by(caller, server.residents.held)
+        return Response(server.metrics.render(metrics_folder(), visible), media_type=CONTENT_TYPE_LATEST)
+
+
+def seen_by(caller: Caller, releases: Sequence[LoadedRelease]) -> Visible:
+    """Return what the metrics may tell a caller who may not see every task."""
+    routes = [caller.visible(release) for release in releases]
+    subgraphs = {stage.id for visible in routes for route in visible.values() for stage in route.stages}
+    return Visible(tasks=len(routes[0]) if routes else 0, subgraphs=frozenset(map(subgraph_label, subgraphs)))
 
 
 def _add_releases(app: FastAPI) -> None:

@@ -23,7 +23,7 @@ from models.release import require_task
 from models.route import Route
 from models.uploads import Uploads, drop_unused
 from service import errors
-from service.access import Caller, allow, asked_again, asks_store, server_of
+from service.access import Caller, allow, asked_again, asks_store, note_change, server_of
 from service.job_feed import is_change
 from service.schemas import JobAnswer, JobList, JobView, Removed
 from service.server import Server
@@ -69,6 +69,7 @@ def _add_tasks(app: FastAPI) -> None:
                     f"further with POST /v1/tasks/{name}/iterations, or choose another name"
                 )
             parents = form.parents(routes)
+            note_change(request, task=name)
             asked = JobRequest(name, "add", NOT_KEPT_YET, budget, private, parents, _key_id(caller))
             job = await _queued(request, caller, form, asked)
         return _accepted(job, caller, response)
@@ -220,8 +221,9 @@ def _add_job_views(app: FastAPI) -> None:
     @asks_store
     def jobs(request: Request, limit: Limit = 100) -> JobList:
         """List the newest jobs."""
-        caller, jobs = allow(request, "read"), server_of(request).queue.jobs(limit=limit)
-        return JobList(jobs=[job_view(job, caller) for job in jobs if _sees(caller, job)])
+        caller = allow(request, "read")
+        found = server_of(request).queue.jobs(limit=limit, private=caller.private_tasks)
+        return JobList(jobs=[job_view(job, caller) for job in found])
 
     @app.get("/v1/jobs/events", responses=errors.responses(401, 429, 503), response_class=EventSourceResponse)
     async def all_events(reader: Annotated[Caller, Depends(_begin_stream_of_all)], request: Request) -> Events:

@@ -10,9 +10,10 @@ from rich.table import Table
 from models.commands import JsonOption, StoreArgument, moment, plain_console
 from models.errors import InvalidInput
 from models.files import Files
+from models.key_list import Key, Manages, find_keys
 from models.names import RESERVED_TASK_NAMES, parse_task_name
 from models.store import Store
-from service.keys import Key, Manages, add_key, key_files, new_key, read_keys, revoke_key
+from service.keys import add_key, key_files, new_key, revoke_key
 from service.rate_limit import check_rate
 
 KeysOption = Annotated[
@@ -62,11 +63,13 @@ def create(
 @app.command(name="list")
 def list_keys(store: StoreArgument, keys: KeysOption = None, as_json: JsonOption = False) -> None:
     """List all keys, revoked ones too."""
-    found = read_keys(_files(store, keys)).keys
+    known = find_keys(_files(store, keys))
+    found = known.keys if known else ()
     if as_json:
         typer.echo(json.dumps({"keys": [_row(key) for key in found]}))
         return
-    table = Table(title=f"Keys of {store}", caption=None if found else "none: requests need no key")
+    none = "none: requests need no key" if known is None else "none yet, and requests need one: make a key"
+    table = Table(title=f"Keys of {store}", caption=None if found else none)
     for column in ("id", "name", "may", "rate", "made (UTC)", "revoked (UTC)"):
         table.add_column(column)
     for key in found:

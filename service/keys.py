@@ -12,47 +12,23 @@ import re
 import secrets
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from models.errors import InvalidConfig, InvalidInput, Mu2NetError, NotFound, NotReady, UnknownKey
 from models.files import FileChanged, Files
-from models.records import decode, encode
+from models.key_list import KEYS_FILE, Key, KeyList, Manages, decoded_keys, find_keys
+from models.records import encode
 from models.store import is_url, now, open_files
 
-KEYS_FILE = "keys.json"
 ALL_TASKS = "all"  # in a key: every task that is not private
 TOKEN = re.compile(r"mu2net_([0-9a-f]{8})_([\w-]{43})")
 NOBODY = "0" * 64  # what an unknown key's hash is compared with, so that it takes as long as a known one's
 FIRST_LOOK_S = 3.0  # that a start waits for the keys
 ATTEMPTS = 20  # of a writer whom others are faster than
 
-Manages = Literal["tasks", "releases"]
-
 log = logging.getLogger("mu2net.keys")
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """What a key's holder may do. The key itself is known to its holder alone."""
-
-    id: str
-    name: str
-    sha256: str = field(repr=False)
-    classify: tuple[str, ...]  # names of tasks; `all` for every task that is not private
-    manages: tuple[Manages, ...]
-    rate: str | None  # as '100/minute'; None for the server's MU2NET_KEY_RATE
-    created_at: str  # UTC, ISO 8601
-    revoked_at: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class KeyList:
-    """Every key there ever was: revoked ones stay, so that revoking the last does not open the server."""
-
-    keys: tuple[Key, ...] = ()
-    format_version: int = 1
+audit = logging.getLogger("mu2net.audit")
 
 
 def new_key(name: str, *, classify: tuple[str, ...], manages: tuple[Manages, ...], rate: str | None) -> tuple[Key, str]:
@@ -60,18 +36,6 @@ def new_key(name: str, *, classify: tuple[str, ...], manages: tuple[Manages, ...
     key_id = secrets.token_hex(4)
     token = f"mu2net_{key_id}_{secrets.token_urlsafe(32)}"
     return Key(key_id, name, _digest(token), classify, manages, rate, created_at=now()), token
-
-
-def read_keys(files: Files) -> KeyList:
-    """Return the keys of a store, none where the file is missing.
-
-    Raises:
-        StoreError: the file is damaged, or the store cannot be reached.
-    """
-    try:
-        return _decoded(files.read(KEYS_FILE))
-    except FileNotFoundError:
-        return KeyList()
 
 
 def key_files(store: str, place: str | None) -> Files:
@@ -125,17 +89,13 @@ def _change(files: Files, change: Callable[[KeyList], KeyList]) -> None:
         try:
             with files.lock():
                 if files.exists(KEYS_FILE):
-                    files.swap(KEYS_FILE, lambda data: encode(change(_decoded(data))))
+                    files.swap(KEYS_FILE, lambda data: encode(change(decoded_keys(data))))
                 else:
                     files.create(KEYS_FILE, encode(change(KeyList())))
             return
         except (FileChanged, FileExistsError):
             continue  # another writer was faster: its keys must not get lost
     raise InvalidInput(f"{files.shown(KEYS_FILE)} was changed by others {ATTEMPTS} times meanwhile: try again")
-
-
-def _decoded(data: bytes) -> KeyList:
-    return decode(KeyList, data, KEYS_FILE)
 
 
 def _digest(token: str) -> str:
@@ -151,6 +111,7 @@ class KeyRing:
         self._files: Files | None = None
         self._poll_interval_s = poll_interval_s
         self._keys: Mapping[str, Key] | None = None  # by id; None until they could be read
+        self._is_shut = False  # whether the store has a list of keys, be it empty
         self._trouble = ""
         self._stopped = threading.Event()
         self._looked = threading.Event()
@@ -165,15 +126,22 @@ class KeyRing:
         self._stopped.set()
 
     @property
+    def are_known(self) -> bool:
+        """Tell whether there is any key, revoked ones included, as far as the store could be read."""
+        return bool(self._keys)
+
+    @property
     def is_required(self) -> bool:
         """Tell whether requests need a key: from the first one made, whether or not it was revoked since.
+
+        So they do where the store's list of keys is there and empty, as in a copy of a store that has keys.
 
         Raises:
             NotReady: the keys could not be read yet; nobody is let in on a guess.
         """
         if self._keys is None:
             raise NotReady("not ready: the store's keys could not be read yet; the server's log says why")
-        return bool(self._keys)
+        return self._is_shut
 
     def holder(self, token: str) -> Key | None:
         """Return the key in use that `token` is, in a time that does not tell how close it came."""
@@ -193,14 +161,32 @@ class KeyRing:
         try:
             if self._files is None:
                 self._files = self._open_files()
-            if self._is_demanded and not self._files.exists(KEYS_FILE):
+            found = find_keys(self._files)
+            if found is None and self._is_demanded:
                 raise NotFound(
                     f"there is no {self._files.shown(KEYS_FILE)}, and MU2NET_KEYS names it: make a first key with "
                     "'mu2net keys create --keys'"
                 )
-            self._keys = {key.id: key for key in read_keys(self._files).keys}
+            keys = {key.id: key for key in found.keys} if found else {}
+            _tell_changes(self._keys, keys)
+            self._is_shut = found is not None
+            self._keys = keys
             self._trouble = ""
         except (Mu2NetError, OSError) as error:
             if str(error) != self._trouble:
                 log.error("the keys cannot be read, those read before stay in force: %s", error)
             self._trouble = str(error)
+
+
+def _tell_changes(before: Mapping[str, Key] | None, now: Mapping[str, Key]) -> None:
+    """Write a line of the audit for each key that was made or revoked since the last look."""
+    if before is None:
+        return
+    for key in now.values():
+        known = before.get(key.id)
+        what = "key made" if known is None else "key revoked" if known.revoked_at != key.revoked_at else None
+        if what is not None:
+            about = {"key": key.id, "key_name": key.name, "classify": key.classify, "manages": key.manages}
+            audit.info(what, extra=about)
+    for key_id in before.keys() - now.keys():
+        audit.warning("key gone", extra={"key": key_id})

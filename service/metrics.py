@@ -2,11 +2,12 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from models.names import SubgraphId
@@ -24,6 +25,41 @@ LIVE_GAUGES = re.compile(r"gauge_live[a-z]+_(\d+)\.db")  # prometheus_client's n
 
 def task_label(loaded: LoadedRoute) -> str:
     return PRIVATE_TASK if loaded.route.private else loaded.task
+
+
+def subgraph_label(subgraph: SubgraphId) -> str:
+    return subgraph[:DIGEST_DIGITS]
+
+
+@dataclass(frozen=True, slots=True)
+class Visible:
+    """What a reader of the metrics may know of, who may not see every task."""
+
+    tasks: int  # of the release that answers
+    subgraphs: frozenset[str]  # labels of those that these tasks run
+
+
+class _Restricted:
+    """The metrics without what tells of private tasks: of them there is no series, and no total that has a part."""
+
+    WITHHELD = frozenset({"mu2net_reload_read_bytes", "mu2net_reload_subgraphs"})  # totals of all tasks' subgraphs
+
+    def __init__(self, source: CollectorRegistry, visible: Visible) -> None:
+        self._source = source
+        self._visible = visible
+
+    def collect(self) -> Iterator[Metric]:
+        subgraphs = {None, *self._visible.subgraphs}
+        for metric in self._source.collect():
+            if metric.name in self.WITHHELD:
+                continue
+            shown = Metric(metric.name, metric.documentation, metric.type)
+            shown.samples = [
+                sample._replace(value=float(self._visible.tasks)) if sample.name == "mu2net_tasks" else sample
+                for sample in metric.samples
+                if sample.labels.get("task") != PRIVATE_TASK and sample.labels.get("subgraph") in subgraphs
+            ]
+            yield shown
 
 
 class Metrics:
@@ -104,18 +140,25 @@ class Metrics:
             self.batch_rows.labels(task).observe(batch_rows)
 
     def count_subgraph(self, subgraph: SubgraphId, rows: int) -> None:
-        label = subgraph[:DIGEST_DIGITS]
+        label = subgraph_label(subgraph)
         self.subgraph_calls.labels(label).inc()
         self.subgraph_rows.labels(label).inc(rows)
 
-    def render(self, shared_folder: str | None) -> bytes:
-        """Return all metrics as text; those of every worker process if they share them in `shared_folder`."""
-        if shared_folder is None:
-            return generate_latest(self._registry)
-        forget_dead_processes(shared_folder)
-        together = CollectorRegistry()
-        MultiProcessCollector(together, path=shared_folder)  # type: ignore[no-untyped-call]
-        return generate_latest(together)
+    def render(self, shared_folder: str | None, visible: Visible | None = None) -> bytes:
+        """Return the metrics as text; those of every worker process if they share them in `shared_folder`.
+
+        With `visible` what tells of other tasks than those is left out.
+        """
+        together = self._registry
+        if shared_folder is not None:
+            forget_dead_processes(shared_folder)
+            together = CollectorRegistry()
+            MultiProcessCollector(together, path=shared_folder)  # type: ignore[no-untyped-call]
+        if visible is None:
+            return generate_latest(together)
+        restricted = CollectorRegistry()
+        restricted.register(_Restricted(together, visible))
+        return generate_latest(restricted)
 
 
 def forget_dead_processes(shared_folder: str | None) -> None:

@@ -1,4 +1,8 @@
-"""What is seen of every request from outside: its id, what it was answered, how long it took."""
+"""What is seen of every request from outside: its id, what it was answered, how long it took.
+
+Here too, before anything else, what is not for this server is refused, since everything on the port comes here
+but what BentoML answers itself: `/livez`, `/readyz` and `/healthz`.
+"""
 
 import logging
 import re
@@ -8,15 +12,18 @@ import uuid
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from models.errors import Overloaded
+from models.errors import ForeignRequest, Overloaded
 from service import errors, traces
-from service.access import server_of
+from service.access import CHANGES, caller_of, claimed_key, connection_of, require_own, server_of
 from service.visit import Visit
 
 REQUEST_ID_HEADER = b"x-request-id"
 REQUEST_ID = re.compile(rb"[\w.:-]{1,128}")  # of a client or a proxy, to be kept; others are replaced
 
+REFUSED = frozenset({401, 403})
+
 log = logging.getLogger("mu2net.request")
+audit = logging.getLogger("mu2net.audit")
 
 
 class Observed:
@@ -51,7 +58,7 @@ class Observed:
         visit = Visit(server_of(Request(scope)), scope, receive)
         scope["state"]["visit"] = visit
         try:
-            await (self._app if (full := _full(visit)) is None else full)(scope, visit.receive, send_with_id)
+            await self._chosen(scope, visit)(scope, visit.receive, send_with_id)
         except Exception:
             log.exception("request failed unexpectedly", extra=_about(scope))
             if status:
@@ -61,19 +68,19 @@ class Observed:
             visit.end()
             _tell(scope, status or errors.CLIENT_GONE, time.monotonic() - started)
 
+    def _chosen(self, scope: Scope, visit: Visit) -> ASGIApp:
+        """Return what answers a request: the application if the request is for this server and has a place in it."""
+        try:
+            require_own(scope, server_of(Request(scope)))
+            visit.begin()
+        except (ForeignRequest, Overloaded) as error:
+            return errors.problem_of(error)
+        return self._app
+
 
 def _request_id(scope: Scope) -> bytes:
     given = next((value for name, value in scope["headers"] if name == REQUEST_ID_HEADER), b"")
     return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
-
-
-def _full(visit: Visit) -> ASGIApp | None:
-    """Return the refusal of a request for which there is no place, None if it has one from here on."""
-    try:
-        visit.begin()
-    except Overloaded as error:
-        return errors.problem_of(error)
-    return None
 
 
 def _about(scope: Scope) -> dict[str, object]:
@@ -88,8 +95,29 @@ def _about(scope: Scope) -> dict[str, object]:
 
 
 def _tell(scope: Scope, status: int, seconds: float) -> None:
-    server, tasks = server_of(Request(scope)), scope["state"].get("tasks")
-    if tasks is not None:
-        server.metrics.count(tasks, status, seconds)
+    server, state = server_of(Request(scope)), scope["state"]
+    if state.get("tasks") is not None:
+        server.metrics.count(state["tasks"], status, seconds)
+    if status in REFUSED or state.get("action") in CHANGES:
+        _audit(scope, status)
     if server.settings.log_requests:
         log.info("request", extra={**_about(scope), "status": status, "seconds": round(seconds, 6)})
+
+
+def _audit(scope: Scope, status: int) -> None:
+    """Write who changed something or was refused: one line each, whose status says how it ended."""
+    request, state = Request(scope), scope["state"]
+    about = {
+        **_about(scope),
+        "status": status,
+        "key": caller_of(request).name,
+        "action": state.get("action"),
+        "client": connection_of(request),
+        **state.get("change", {}),
+    }
+    if status not in REFUSED:
+        audit.info("change", extra=about)
+        return
+    claimed = claimed_key(request)
+    about |= {} if claimed is None else {"claimed_key": claimed}
+    audit.warning("refused", extra=about)

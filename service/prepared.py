@@ -26,7 +26,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from models.files import written_beside
+from models.files import make_folder, written_beside
 from models.names import SubgraphId
 from models.uploads import drop_leftovers
 from service.external_data import Entries, move_weights
@@ -94,7 +94,7 @@ class PreparedGraphs:
             return False
 
     def _prepare(self, subgraph: SubgraphId, source: Path) -> Path:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         weights: dict[str, None] = {}
         with written_beside(self._folder / "graph", is_folder=True) as made:
             packed = self._runtime.save_prepared(source, made / "graph.onnx")
@@ -119,7 +119,7 @@ class PreparedGraphs:
 
     def _replace(self, name: str, data: bytes) -> None:
         """Write a file that appears whole; a session that has the old one mapped keeps it."""
-        with written_beside(self._folder / name, mode=0o600) as temporary:
+        with written_beside(self._folder / name) as temporary:
             temporary.write_bytes(data)
             os.replace(temporary, self._folder / name)
 

@@ -8,7 +8,7 @@ from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
 from models.errors import InvalidConfig, RateLimited
-from service.keys import Key
+from models.key_list import Key
 
 RATE = r"^[1-9][0-9]{0,8}/(second|minute|hour|day)$"
 

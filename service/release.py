@@ -6,7 +6,7 @@ from weakref import WeakValueDictionary
 
 from models.component import ComponentRecord
 from models.errors import InvalidRoute, UnknownTask
-from models.figures import task_figures
+from models.figures import TaskFigures, task_figures
 from models.names import RouteId, SubgraphId, TaskName
 from models.release import Release, unknown_task
 from models.route import LoweredStage, Route, Stage
@@ -17,6 +17,8 @@ from service.engine import Head, LoadedRoute, LoadedStage, Subgraph
 from service.graph import check_graph
 from service.prepared import PreparedGraphs
 from service.runtime import CUDA, Runtime
+
+MOST_FIGURES = 32  # sets of visible tasks whose figures are kept
 
 log = logging.getLogger("mu2net.release")
 
@@ -29,7 +31,20 @@ class LoadedRelease:
         self.record = record
         self.root = root
         self.routes = routes
-        self.figures = task_figures({task: loaded.route for task, loaded in routes.items()}, root)
+        self._figures: dict[frozenset[TaskName], Mapping[TaskName, TaskFigures]] = {}
+
+    def figures(self, visible: Mapping[TaskName, LoadedRoute]) -> Mapping[TaskName, TaskFigures]:
+        """Return what each of the `visible` tasks costs, as if the release had no others.
+
+        Kept for the sets of tasks that callers may see: their keys bound how many there are.
+        """
+        key = frozenset(visible)
+        found = self._figures.get(key)
+        if found is None:
+            found = task_figures({task: loaded.route for task, loaded in visible.items()}, self.root)
+            if len(self._figures) < MOST_FIGURES:
+                self._figures[key] = found
+        return found
 
     def route(self, task: str) -> LoadedRoute:
         """Return a task's route.

@@ -124,12 +124,16 @@ class ReloadView(BaseModel):
     release: int
     taken_up_at: str
     seconds: float
-    bytes_read: int = Field(description="of the store")
-    subgraphs_added: int
-    subgraphs_reused: int
-    subgraphs_freed: int
-    memory_before: int | None = Field(description="resident bytes of the process; null where the system does not say")
-    memory_after: int | None
+    bytes_read: int | None = Field(
+        default=None, description="of the store; null, as all below, for callers who may not see every task"
+    )
+    subgraphs_added: int | None = None
+    subgraphs_reused: int | None = None
+    subgraphs_freed: int | None = None
+    memory_before: int | None = Field(
+        default=None, description="resident bytes of the process; null also where the system does not say"
+    )
+    memory_after: int | None = None
 
 
 class FailureView(BaseModel):

@@ -6,7 +6,9 @@ from functools import cached_property, partial
 
 from opentelemetry.trace import NoOpTracer, Tracer
 
+from models.errors import InvalidConfig
 from models.jobs import JobQueue, queue_url
+from models.own_token import own_token
 from models.records import DecodedRecords
 from models.signatures import Trust, load_signer
 from models.store import Store
@@ -15,6 +17,7 @@ from service.batcher import Batcher
 from service.job_feed import JobFeed
 from service.keys import KeyRing, key_files
 from service.metrics import Metrics
+from service.own_pages import is_loopback_name
 from service.places import Places, places_of
 from service.predictor import Predictor
 from service.prepared import prepared_graphs
@@ -59,6 +62,27 @@ class Server:
         return store
 
     @cached_property
+    def is_for_own_user(self) -> bool:
+        """Tell whether the server is bound to a loopback address, where this machine's user needs no key."""
+        address = self.settings.bind_address
+        return is_loopback_name(f"[{address}]" if ":" in address else address) and address != "localhost"
+
+    @cached_property
+    def own_token(self) -> str | None:
+        """The token of this machine's user; None where it gives nothing, or cannot be kept."""
+        if not self.is_for_own_user:
+            return None
+        try:
+            return own_token(self.settings.token_folder)
+        except InvalidConfig as error:
+            log.error("without an API key nobody can change anything here: %s", error)
+            return None
+
+    @cached_property
+    def allowed_hosts(self) -> frozenset[str]:
+        return self.settings.allowed_hosts
+
+    @cached_property
     def decoded(self) -> DecodedRecords:
         """The store's records as requests have read them, so that none is decoded twice."""
         return DecodedRecords()
@@ -79,6 +103,7 @@ class Server:
         return Turns(self.settings.max_inspections)
 
     def start(self) -> None:
+        _ = self.own_token  # made at the start, and no request has to wait for the disk
         self.batcher.start()
         self.watcher.start()
         self.keys.start()  # last: it waits a moment for the store

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.errors import InvalidConfig
 from models.family import PARENT_VARIABLE
+from models.own_token import default_folder
 from models.preprocess import ImageLimits
 from service.addresses import parse_networks
 from service.rate_limit import RATE
@@ -69,6 +70,12 @@ class Settings(BaseSettings):
     resident_releases: int = Field(2, ge=1, le=100, description="releases in memory: the live one and those before it")
     bind_address: str = Field("", description="IP address that the server binds, set by 'mu2net serve'")
     parent: int | None = Field(None, ge=1, description="process whose end ends this one, set by what starts it")
+    hosts: str = Field(
+        "",
+        pattern=r"^\s*([\w.-]+|\[[0-9a-fA-F:.]+\])(\s*,\s*([\w.-]+|\[[0-9a-fA-F:.]+\]))*\s*$|^$",
+        description="names, separated by commas, that a server without keys on a loopback address may be called by, "
+        "beside localhost and loopback addresses: those of a proxy before it",
+    )
     log_requests: bool = Field(False, description="log a line for each request; failures of the server always are")
     traces: str | None = Field(
         None,
@@ -112,6 +119,15 @@ class Settings(BaseSettings):
     )
     max_batch_rows: int = Field(64, ge=1, description="pairs of image and task that run together")
     max_batch_s: float = Field(0.1, gt=0, le=60, description="seconds that a batch of several images may take")
+
+    @property
+    def allowed_hosts(self) -> frozenset[str]:
+        return frozenset(name for name in (name.strip().lower() for name in self.hosts.split(",")) if name)
+
+    @property
+    def token_folder(self) -> Path:
+        """Where the token of this machine's user is kept, see `models.own_token`."""
+        return default_folder() if self.cache is None else self.cache
 
     @property
     def image_limits(self) -> ImageLimits:
@@ -185,6 +201,12 @@ def server_environment(
 def become_parent() -> None:
     """Have the processes that this one starts from now on end with it, see `Settings.parent`."""
     os.environ[PARENT_VARIABLE] = str(os.getpid())
+
+
+def token_folder() -> Path:
+    """Return where this process's user has the token, whatever else the environment says: for clients."""
+    cache = os.environ.get(f"{PREFIX}CACHE")
+    return default_folder() if cache is None else Path(cache)
 
 
 def traces_endpoint() -> str | None:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from models.diff import diff
 from models.errors import DamagedObject, NotFound, NotReady, StoreError, UnknownRelease, UnsupportedFormat
+from models.figures import TaskFigures
 from models.names import ComponentId, TaskName
 from models.release import Release
 from models.store import Current
@@ -35,6 +36,7 @@ from service.schemas import (
     ReloadView,
     StageView,
     TaskDetail,
+    TaskList,
     TaskSummary,
     VariantView,
 )
@@ -67,8 +69,14 @@ def probabilities(logits: Logits) -> Float[np.ndarray, " classes"]:
     return found
 
 
-def task_summary(release: LoadedRelease, loaded: LoadedRoute) -> TaskSummary:
-    route, figures = loaded.route, release.figures[loaded.task]
+def task_list(release: LoadedRelease, visible: Mapping[TaskName, LoadedRoute]) -> TaskList:
+    """Return the `visible` tasks in short, with their costs as if the release had no others."""
+    figures = release.figures(visible)
+    return TaskList(release=release.number, tasks=[_summary(release, found, figures) for found in visible.values()])
+
+
+def _summary(release: LoadedRelease, loaded: LoadedRoute, of_all: Mapping[TaskName, TaskFigures]) -> TaskSummary:
+    route, figures = loaded.route, of_all[loaded.task]
     return TaskSummary(
         task=loaded.task,
         release=release.number,
@@ -111,7 +119,7 @@ def task_detail(release: LoadedRelease, described: LoadedRoute, visible: Mapping
         for stage, running in zip(route.stages, described.stages, strict=True)
     ]
     return TaskDetail(
-        **task_summary(release, described).model_dump(),
+        **_summary(release, described, release.figures(visible)).model_dump(),
         labels=list(route.labels),
         precision=described.precision or "float32",
         variants={
@@ -152,7 +160,7 @@ def release_list(server: Server, caller: Caller, *, limit: int) -> ReleaseList:
         held=None if current is None else current.is_held,
         pending=[] if current is None else list(current.pending),
         resident=resident,
-        last_reload=_reload(status),
+        last_reload=_reload(status, is_told=caller.sees_all),
         failure=_failure(status, is_told=caller.sees_all),
         engine=EngineView(
             provider=runtime.provider,
@@ -167,8 +175,7 @@ def release_list(server: Server, caller: Caller, *, limit: int) -> ReleaseList:
 def release_diff(server: Server, caller: Caller, *, before: int, after: int) -> ReleaseDiff:
     """Return what differs from one release of the store to another; UnknownRelease if it lacks one."""
     store = server.store()
-    found = diff(store, store.release(before), store.release(after))
-    changes = [change for change in found if caller.sees(change.task, is_private=change.is_private)]
+    changes = diff(store, store.release(before), store.release(after), sees=caller.sees_route)
     views = [DifferenceView(**dataclasses.asdict(change)) for change in changes]
     return ReleaseDiff(before=before, after=after, changes=views)
 
@@ -217,21 +224,23 @@ def _failure(status: WatchStatus, *, is_told: bool) -> FailureView | None:
     return failure if is_told else failure.model_copy(update={"error": None})
 
 
-def _reload(status: WatchStatus) -> ReloadView | None:
+def _reload(status: WatchStatus, *, is_told: bool) -> ReloadView | None:
+    """Return the last reload; what it cost, private tasks included, if that `is_told`."""
     last = status.last_reload
     if last is None:
         return None
-    return ReloadView(
-        release=last.release,
-        taken_up_at=last.taken_up_at,
-        seconds=last.cost.seconds,
-        bytes_read=last.cost.bytes_read,
-        subgraphs_added=last.cost.added,
-        subgraphs_reused=last.cost.reused,
-        subgraphs_freed=last.cost.freed,
-        memory_before=last.cost.memory_before,
-        memory_after=last.cost.memory_after,
-    )
+    view = ReloadView(release=last.release, taken_up_at=last.taken_up_at, seconds=last.cost.seconds)
+    if not is_told:
+        return view
+    cost = {
+        "bytes_read": last.cost.bytes_read,
+        "subgraphs_added": last.cost.added,
+        "subgraphs_reused": last.cost.reused,
+        "subgraphs_freed": last.cost.freed,
+        "memory_before": last.cost.memory_before,
+        "memory_after": last.cost.memory_after,
+    }
+    return view.model_copy(update=cost)
 
 
 def _release_summary(release: Release, caller: Caller) -> ReleaseSummary:

@@ -22,6 +22,7 @@ from starlette.types import Message
 
 from evolve.publish import create_store
 from models.errors import Mu2NetError, RequestTooLarge
+from models.key_list import KEYS_FILE
 from models.names import TaskName
 from models.preprocess import load_pixels
 from models.root import load_root
@@ -61,7 +62,10 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 @contextmanager
 def served(store: Path | str, *, is_ready: bool = True, **settings: Any) -> Iterator[tuple[TestClient, Server]]:
-    """Serve a store in this process until the block ends, as if bound to a loopback address."""
+    """Serve a store in this process until the block ends, as if bound to a loopback address.
+
+    The client is this machine's own user: it sends the token where there are no keys.
+    """
     own: dict[str, Any] = {"device": "cpu", "poll_interval_s": 0.05, "bind_address": "127.0.0.1"}
     server = build_server(Settings(store=str(store), **(own | settings)), Metrics(CollectorRegistry()))
     app = create_app()
@@ -69,6 +73,8 @@ def served(store: Path | str, *, is_ready: bool = True, **settings: Any) -> Iter
     with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
         assert client.portal is not None
         client.portal.call(server.start)
+        if server.own_token is not None and not (Path(str(store)) / KEYS_FILE).exists():
+            client.headers["authorization"] = f"Bearer {server.own_token}"
         try:
             if is_ready:
                 wait_for(lambda: server.predictor.release is not None)
@@ -295,7 +301,7 @@ def test_a_client_that_leaves_takes_its_images_out_of_the_queue(store: Store, mo
         return engine.run(rows)
 
     messages: list[Message] = [{"type": "http.request", "body": picture()}, {"type": "http.disconnect"}]
-    scope = {"type": "http", "method": "POST", "path": PATH, "query_string": b"", "headers": []}
+    scope = {"type": "http", "method": "POST", "path": PATH, "query_string": b"", "headers": [(b"host", b"localhost")]}
     sent: list[Message] = []
 
     async def leave_at_once() -> None:

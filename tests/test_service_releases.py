@@ -52,7 +52,7 @@ def test_a_release_is_activated_held_and_resumed(store: Store, running: tuple[Te
     assert (resumed.status_code, resumed.json()["active"], resumed.json()["held"]) == (202, 3, False)
     wait_for(lambda: serving(client) == 3)
     unknown = problem(client.post("/v1/releases/7/activate"), 404, "unknown-release")
-    assert unknown == f"{store.folder} has no release 7; it has: 0, 1, 2, 3"
+    assert unknown == "the store has no release 7; it has: 0, 1, 2, 3"
 
 
 def test_a_release_that_is_not_whole_cannot_be_activated(store: Store, running: tuple[TestClient, Server]) -> None:

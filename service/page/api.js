@@ -7,6 +7,15 @@ export function setKey(text) {
   else sessionStorage.removeItem(KEY);
 }
 
+/** Take a token that the page's address brings after #, and take it out of there: addresses are kept and shown. */
+export function takeToken() {
+  const found = /^#token=([\w-]+)$/.exec(location.hash);
+  if (!found) return false;
+  history.replaceState(null, "", location.pathname + location.search);
+  setKey(found[1]);
+  return true;
+}
+
 export const hasKey = () => sessionStorage.getItem(KEY) !== null;
 
 /** What the server refused, in its own words. */

@@ -1,6 +1,6 @@
 // The console: begin here. Asks the server every few seconds, and redraws what has changed.
 
-import { call, hasKey, setKey } from "./api.js";
+import { call, hasKey, setKey, takeToken } from "./api.js";
 import * as classify from "./classify.js";
 import { byId, tell } from "./dom.js";
 import * as jobs from "./jobs.js";
@@ -46,17 +46,24 @@ function selection_changed() {
   classify.ask();
 }
 
+function key_changed() {
+  byId("key").placeholder = hasKey() ? "a key is in use in this tab" : "if the server has keys";
+  shown = seen = null;
+  jobs.unfollow();
+  return refresh();
+}
+
 byId("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   setKey(byId("key").value.trim());
   byId("key").value = "";
-  byId("key").placeholder = hasKey() ? "a key is in use in this tab" : "if the server has keys";
-  shown = seen = null;
-  jobs.unfollow();
-  refresh();
+  key_changed();
 });
+
+addEventListener("hashchange", () => takeToken() && key_changed()); // pasted into an open tab
+takeToken();
 
 classify.start();
 jobs.start(refresh);
-await refresh();
+await key_changed();
 setInterval(() => document.hidden || refresh(), EVERY_MS);
