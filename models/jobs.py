@@ -31,7 +31,7 @@ LEASE_S = 15.0  # after which a silent worker's job is taken up by another
 # A job whose workers die this often in a row without one more candidate is given up: it may be what kills them.
 MAX_FRUITLESS_STARTS = 10
 BUSY_TIMEOUT_S = 30.0  # that SQLite waits for another writer
-WAITING, FINISHED = "waiting for a worker", "finished"
+WAITING, LOADING, FINISHED = "waiting for a worker", "loading", "finished"
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +267,7 @@ class JobQueue:
             .where(JOBS.c.number == oldest, is_free)
             .values(
                 state="running",
+                phase=LOADING,  # the worker imports what trains
                 lease=lease,
                 leased_until=NOW + LEASE_S,
                 started=sql.func.coalesce(JOBS.c.started, NOW),

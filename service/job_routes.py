@@ -15,7 +15,6 @@ from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from models.errors import TaskExists
-from models.inspection import inspect_apart
 from models.jobs import Job, JobQueue, JobRequest, unknown_job
 from models.names import TaskName
 from models.release import require_task
@@ -23,6 +22,7 @@ from models.route import Route
 from models.uploads import Uploads, drop_unused
 from service import errors
 from service.access import Caller, allow, server_of
+from service.asking import unless_gone
 from service.schemas import JobAnswer, JobList, JobView, Removed
 from service.server import Server
 from service.task_form import BUDGET, DATA, NAME, PARENTS, PRIVATE, TaskForm, task_form
@@ -49,13 +49,13 @@ def add_jobs(app: FastAPI) -> None:
 
 
 def _add_tasks(app: FastAPI) -> None:
-    problems = errors.responses(401, 403, 404, 409, 413, 415, 422, 503)
+    problems = errors.responses(401, 403, 404, 409, 413, 415, 422, 429, 503)
     fields = (NAME, DATA, BUDGET, PRIVATE, PARENTS)
 
     @app.post("/v1/tasks", status_code=202, responses=problems, openapi_extra=_form(*fields))
     async def add_task(request: Request, response: Response) -> JobAnswer:
         """Add a task from a zip of labelled images: one folder per class, perhaps below train/ and test/."""
-        allow(request, "tasks")
+        client = allow(request, "tasks").client
         server = server_of(request)
         async with task_form(request, fields, max_bytes=server.settings.max_upload_bytes) as form:
             name, budget, private = form.name, form.budget, form.private
@@ -66,20 +66,24 @@ def _add_tasks(app: FastAPI) -> None:
                     f"further with POST /v1/tasks/{name}/iterations, or choose another name"
                 )
             parents = form.parents(routes)
-            job = await _queued(server, form, JobRequest(name, "add", NOT_KEPT_YET, budget, private, parents))
+            asked = JobRequest(name, "add", NOT_KEPT_YET, budget, private, parents)
+            await _inspect(request, form, asked, client)
+            job = await asyncio.to_thread(_keep_and_queue, server, form.zip, asked)
         return _accepted(job, response)
 
     @app.put("/v1/tasks/{task}/data", status_code=202, responses=problems, openapi_extra=_form(DATA, BUDGET, PARENTS))
     async def put_data(request: Request, response: Response, task: str) -> JobAnswer:
         """Replace a task's images by a zip that has more of them, and evolve it on these."""
-        allow(request, "tasks")
+        client = allow(request, "tasks").client
         server = server_of(request)
         routes = await asyncio.to_thread(_routes, server)
         name = require_task(task, routes)
         private = routes[name].private
         async with task_form(request, (DATA, BUDGET, PARENTS), max_bytes=server.settings.max_upload_bytes) as form:
             budget, parents = form.budget, form.parents(routes)
-            job = await _queued(server, form, JobRequest(name, "iterate", NOT_KEPT_YET, budget, private, parents))
+            asked = JobRequest(name, "iterate", NOT_KEPT_YET, budget, private, parents)
+            await _inspect(request, form, asked, client)
+            job = await asyncio.to_thread(_keep_and_queue, server, form.zip, asked)
         return _accepted(job, response)
 
     @app.post("/v1/tasks/{task}/iterations", status_code=202, responses=problems, openapi_extra=_form(BUDGET, PARENTS))
@@ -104,15 +108,15 @@ def _routes(server: Server) -> dict[TaskName, Route]:
     return store.routes(store.release())
 
 
-async def _queued(server: Server, form: TaskForm, request: JobRequest) -> Job:
-    """Look at the images, keep them and queue the job; if anything is wrong, nothing stays behind."""
-    path = form.zip
-    await asyncio.to_thread(server.queue.require_idle, request.task)
-    await inspect_apart(path, shown_as=form.filename)
-    return await asyncio.to_thread(_keep_and_queue, server, path, request)
+async def _inspect(request: Request, form: TaskForm, asked: JobRequest, client: str) -> None:
+    """Look at the images that came, as long as the client waits for it."""
+    server, path = server_of(request), form.zip
+    await asyncio.to_thread(server.queue.require_idle, asked.task)
+    await unless_gone(request, server.inspections.inspect(path, shown_as=form.filename, client=client))
 
 
 def _keep_and_queue(server: Server, path: Path, request: JobRequest) -> Job:
+    """Keep the images and queue the job; if anything is wrong, nothing stays behind."""
     uploads, queue = Uploads(server.store()), server.queue
     kept_before = uploads.digests(request.task)
     digest = uploads.put(request.task, path)

@@ -6,6 +6,7 @@ from functools import cached_property, partial
 
 from opentelemetry.trace import NoOpTracer, Tracer
 
+from models.inspection import Inspections
 from models.jobs import JobQueue, queue_url
 from models.store import Store, open_files
 from service import engine
@@ -46,6 +47,11 @@ class Server:
     def queue(self) -> JobQueue:
         """The jobs; InvalidConfig if the store is behind a URL and no queue is set."""
         return JobQueue(queue_url(self.store(), self.settings.queue))
+
+    @cached_property
+    def inspections(self) -> Inspections:
+        """The processes that look at uploaded images."""
+        return Inspections(at_once=self.settings.max_inspections, max_bytes=self.settings.max_inspection_bytes)
 
     def start(self) -> None:
         self.keys.start()

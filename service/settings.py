@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.errors import InvalidConfig
+from models.inspection import MEMORY_LIMIT
 from models.preprocess import ImageLimits
 from service.rate_limit import RATE
 
@@ -48,6 +49,10 @@ class Settings(BaseSettings):
     max_request_bytes: int = Field(64 * 2**20, ge=1, description="bytes of one request's body")
     max_request_images: int = Field(64, ge=1, description="images in one request")
     max_upload_bytes: int = Field(2 * 2**30, ge=1, description="bytes of one zip of labelled images")
+    max_inspections: int = Field(2, ge=1, le=64, description="uploads whose images are looked at at once")
+    max_inspection_bytes: int = Field(
+        MEMORY_LIMIT, ge=2**28, description="bytes of memory that looking at one upload's images may take"
+    )
     queue: str | None = Field(
         None, description="SQLAlchemy URL of the jobs' database; default: a SQLite file in the store's folder"
     )

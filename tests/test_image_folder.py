@@ -11,6 +11,7 @@ import pytest
 
 from models.errors import ImageTooLarge, InvalidData, InvalidImage
 from models.image_folder import (
+    SUFFIXES,
     DataLimits,
     ImageFolder,
     find_unreadable,
@@ -195,7 +196,7 @@ def _no_images(folder: Path) -> None:
 
 def _only_text(folder: Path) -> None:
     (folder / "cat").mkdir(parents=True)
-    (folder / "cat" / "a.heic").touch()
+    (folder / "cat" / "a.svg").touch()
 
 
 def _images_without_classes(folder: Path) -> None:
@@ -230,13 +231,12 @@ LAYOUT = "give one folder per class, or train/ and test/ (and val/) with one fol
     [
         pytest.param(
             _no_images,
-            f"DATA has no images (.png, .jpg, .jpeg, .webp, .gif, .bmp, .tif, .tiff): {LAYOUT}",
+            f"DATA has no images ({', '.join(SUFFIXES)}): {LAYOUT}",
             id="nothing",
         ),
         pytest.param(
             _only_text,
-            "DATA has no images (.png, .jpg, .jpeg, .webp, .gif, .bmp, .tif, .tiff); it has 1 other files such as "
-            f"'cat/a.heic': {LAYOUT}",
+            f"DATA has no images ({', '.join(SUFFIXES)}); it has 1 other files such as 'cat/a.svg': {LAYOUT}",
             id="no images",
         ),
         pytest.param(_images_without_classes, f"DATA has no images in class folders: {LAYOUT}", id="no classes"),

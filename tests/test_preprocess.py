@@ -73,8 +73,8 @@ def test_an_image_of_the_wanted_size_is_left_as_it_is() -> None:
         pytest.param(grey16(65535), {}, WHITE, id="16-bit white"),
         pytest.param(grey16(0), {}, BLACK, id="16-bit black"),
         pytest.param(grey16(100 * 257), {}, (100, 100, 100), id="16-bit grey"),
-        pytest.param(grey16(257), {}, (1, 1, 1), id="16-bit, nearly black"),
-        pytest.param(grey16(200), {}, (1, 1, 1), id="16-bit, no value above 255"),
+        pytest.param(grey16(16384), {}, (64, 64, 64), id="16-bit, dark"),
+        pytest.param(grey16(200), {}, (200, 200, 200), id="16-bit, no value above 255"),
     ],
 )
 def test_modes_of_png(image: Image.Image, options: dict[str, object], expected: tuple[int, ...]) -> None:
