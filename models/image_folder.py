@@ -26,12 +26,12 @@ Result = TypeVar("Result")
 
 SPLIT_FOLDERS: Mapping[str, Split] = {
     "train": "train",
-    "training": "train",
     "val": "val",
     "valid": "val",
     "validation": "val",
-    "dev": "val",
     "test": "test",
+    "training": "train",
+    "dev": "val",
     "testing": "test",
 }
 # what people add to a part's name: train_set, test-images, ValData
@@ -49,9 +49,7 @@ SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")  
 # left by file managers and tools; of other folders that begin with a dot, one with images may be meant as a class
 JUNK_FILES = frozenset({"thumbs.db", "desktop.ini"})
 JUNK_FOLDERS = frozenset(
-    "__macosx .git .svn .hg .dvc .cache .thumbnails .ipynb_checkpoints .appledouble .trash .trashes .trash-1000 "
-    ".spotlight-v100 .fseventsd .documentrevisions-v100 .temporaryitems .idea .vscode .venv .huggingface .dolt "
-    ".@__thumb .picasaoriginals .comments .xvpics".split()
+    ["__macosx", ".git", ".svn", ".hg", ".dvc", ".cache", ".thumbnails", ".ipynb_checkpoints", ".appledouble", ".trash", ".trashes", ".trash-1000", ".spotlight-v100", ".fseventsd", ".documentrevisions-v100", ".temporaryitems", ".idea", ".vscode", ".venv", ".huggingface", ".dolt", ".@__thumb", ".picasaoriginals", ".comments", ".xvpics"]
 )
 JOINERS = "\u200c\u200d"  # ZERO WIDTH (NON-)JOINER: Persian, Sinhala and others are spelt with them
 MAX_LABEL_LENGTH = 100

@@ -129,11 +129,13 @@ async def inspect_apart(path: Path, *, shown_as: str, max_bytes: int = MEMORY_LI
     process = await asyncio.create_subprocess_exec(
         *command,
         cwd=Path(__file__).parents[1],
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # each thread of it would take memory, and none computes
         stdin=asyncio.subprocess.PIPE,  # never written to: its end tells the process that this one has gone
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
     )
-    assert process.stdin is not None and process.stdout is not None, "both are pipes"
+    assert process.stdin is not None, "it is a pipe"
+    assert process.stdout is not None, "it is a pipe"
     try:
         told = json.loads(await asyncio.wait_for(process.stdout.read(), TIME_LIMIT_S))
     except (TimeoutError, ValueError) as error:

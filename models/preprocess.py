@@ -87,8 +87,9 @@ def load_pixels(data: bytes, image_size: int, limits: ImageLimits = ImageLimits(
     except (MemoryError, ImageTooLarge):
         raise
     except Exception as error:  # the decoders raise whatever they like on hostile bytes: all of it means damaged
+        reason = " ".join(str(error).split())
         raise InvalidImage(
-            f"the {image.format} image is truncated or damaged ({error}): send a whole, readable file"
+            f"the {image.format} image is truncated or damaged ({reason}): send a whole, readable file"
         ) from error
     return np.asarray(square)
 

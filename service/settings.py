@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(2 * 2**30, ge=1, description="bytes of one zip of labelled images")
     max_inspections: int = Field(2, ge=1, le=64, description="uploads whose images are looked at at once")
     max_inspection_bytes: int = Field(
-        MEMORY_LIMIT, ge=2**28, description="bytes of memory that looking at one upload's images may take"
+        MEMORY_LIMIT, ge=2**29, description="bytes of memory that looking at one upload's images may take"
     )
     queue: str | None = Field(
         None, description="SQLAlchemy URL of the jobs' database; default: a SQLite file in the store's folder"
