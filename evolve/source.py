@@ -14,7 +14,7 @@ from typing import Any
 
 from models.errors import InvalidData
 from models.files import make_folder, private, written_beside
-from models.image_folder import SPLIT_FOLDERS
+from models.image_folder import SPLIT_FOLDERS, SUFFIXES
 
 HUB_PREFIX = "hub:"
 SIGNATURES = {b"\x89PNG": ".png", b"\xff\xd8": ".jpg", b"RIFF": ".webp", b"GIF8": ".gif", b"BM": ".bmp"}
@@ -68,7 +68,19 @@ def as_image_folder(data: str, cache_folder: Path, columns: Columns = Columns())
 def _parquet_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path] if path.suffix.lower() == ".parquet" else []
-    return sorted(path.rglob("*.parquet")) if path.is_dir() else []
+    found = sorted(path.rglob("*.parquet")) if path.is_dir() else []
+    return [] if found and _has_class_folders(path) else found
+
+
+def _has_class_folders(path: Path) -> bool:
+    """Whether images lie in several folders: then those are the data, and a table among them is a file like others."""
+    holders: set[Path] = set()
+    for file in path.rglob("*"):
+        if file.suffix.lower() in SUFFIXES and file.parent != path:
+            holders.add(file.parent)
+            if len(holders) > 1:
+                return True
+    return False
 
 
 def _stamp(files: Sequence[Path]) -> str:

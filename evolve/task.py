@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import PIL
 from jaxtyping import Int64, UInt8
 
 from evolve.sequences import MIN_PAIRS, in_order, is_sequence
@@ -39,6 +38,7 @@ TEST_FRACTION = 0.2  # of a data set without splits
 # test), so a small data set gives up a larger part: 500 images where a quarter of it is as many.
 VAL_IMAGES = 500
 VAL_FRACTION_MIN, VAL_FRACTION_MAX = 0.1, 0.25
+EXAMPLES = 3  # of ignored files, named in one note
 IMBALANCE = 10  # largest class over smallest, from which on a person is told
 
 
@@ -87,8 +87,7 @@ class LabelledImages:
 
     def _cache_key(self, image_size: int) -> str:
         """Return a digest of all that decides about the pixels, the decoder included."""
-        decoder = f"{PIL.__version__} {inspect.getsource(preprocess)}"
-        return hashlib.sha256("\n".join([*self.digests, str(image_size), decoder]).encode()).hexdigest()
+        return hashlib.sha256("\n".join([*self.digests, str(image_size), _decoder()]).encode()).hexdigest()
 
     def _decode(self, path: Path, shape: tuple[int, ...], progress: Progress | None) -> None:
         with written_beside(path) as temporary:
@@ -131,6 +130,7 @@ class Task:
     digest: str  # of the data and of how it is split
     skipped: Mapping[str, str]  # unreadable images that were left out, with the reason
     ignored: tuple[str, ...]  # files that are no images, or lie outside of the class folders
+    hidden: tuple[str, ...]  # files that file managers and tools leave, or whose names begin with a dot
     nested: tuple[str, ...]  # images in folders within a class folder: of that class
     contradictory: tuple[str, ...]  # images that lie, byte for byte, in more than one class
     in_runs: bool  # split in runs of names, since neighbours are near copies of each other
@@ -157,6 +157,9 @@ class Task:
             num_repeated=sum(digest in learnt for digest in self.test.digests) if self.test else 0,
             num_skipped=len(self.skipped),
             num_ignored=len(self.ignored),
+            num_hidden=len(self.hidden),
+            ignored_examples=self.ignored[:EXAMPLES],
+            hidden_examples=self.hidden[:EXAMPLES],
             num_nested=len(self.nested),
             num_contradictory=len(self.contradictory),
             in_runs=self.in_runs,
@@ -172,6 +175,9 @@ class TaskSummary:
     num_repeated: int  # test images with an identical twin in train or val
     num_skipped: int
     num_ignored: int
+    num_hidden: int
+    ignored_examples: tuple[str, ...]
+    hidden_examples: tuple[str, ...]
     num_nested: int
     num_contradictory: int
     in_runs: bool  # see `Task`
@@ -200,7 +206,15 @@ class TaskSummary:
         if self.num_skipped:
             notes.append(f"{self.num_skipped:,} unreadable images were skipped")
         if self.num_ignored:
-            notes.append(f"{self.num_ignored:,} files were ignored: no images, or outside of the class folders")
+            notes.append(
+                f"{self.num_ignored:,} files were ignored: no images, or outside of the class folders"
+                f"{_such_as(self.ignored_examples)}"
+            )
+        if self.num_hidden:
+            notes.append(
+                f"{self.num_hidden:,} hidden files were ignored: left by file managers or tools, or with names that "
+                f"begin with a dot{_such_as(self.hidden_examples)}"
+            )
         if self.num_nested:
             notes.append(
                 f"{self.num_nested:,} images lie in folders within a class folder, and are taken for that class: "
@@ -258,7 +272,7 @@ def load_task(
     with open_image_folder(path, limits) as folder:
         digests = image_digests(folder)
         problems = _unreadable(folder, digests, cache_folder, progress)
-        labels, ignored = folder.labels, folder.ignored
+        labels, ignored, hidden = folder.labels, folder.ignored, folder.hidden
         if problems and not skip_unreadable:
             raise unreadable(problems, len(digests), repr(str(path)))
         kept = {entry: digest for entry, digest in digests.items() if entry.name not in problems}
@@ -286,10 +300,15 @@ def load_task(
         digest=_task_digest(labels, splits, kept),
         skipped=problems,
         ignored=ignored,
+        hidden=hidden,
         nested=tuple(entry.name for entry in kept if entry.name.count("/") > (1 if entry.split is None else 2)),
         contradictory=_contradictory(kept),
         in_runs=in_runs,
     )
+
+
+def _such_as(names: Sequence[str]) -> str:
+    return f", such as {', '.join(ascii(name) if not name.isprintable() else repr(name) for name in names)}"
 
 
 def _contradictory(digests: Mapping[ImageEntry, str]) -> tuple[str, ...]:
@@ -365,7 +384,12 @@ def _is_sequence(folder: ImageFolder, digests: Mapping[ImageEntry, str], cache_f
 def _looked_at(folder: ImageFolder, digests: Mapping[ImageEntry, str]) -> str:
     """Return a digest of all that decides about what is found by looking at images."""
     lines = [f"{entry.name} {digest}" for entry, digest in digests.items()]
-    return _digest_of([*lines, str(folder.limits.image), PIL.__version__])
+    return _digest_of([*lines, str(folder.limits.image), _decoder()])
+
+
+def _decoder() -> str:
+    """Return what decides, besides its bytes, how an image is decoded and whether it can be."""
+    return f"{preprocess.decoder_version()} {inspect.getsource(preprocess)}"
 
 
 def _remember(path: Path, found: object) -> None:

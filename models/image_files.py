@@ -14,8 +14,58 @@ from pathlib import Path
 from models.errors import ImageTooLarge, InvalidData, InvalidImage
 
 ENCRYPTED, UTF8_NAME = 0x1, 0x800  # bits of a zip member's flags
+HEAD_BYTES = 16  # that tell an image's format
 EXPANSION_FREE_BYTES = 100 * 2**20  # a zip may unpack to this much, however small it is itself
+MAX_DEPTH = 32  # folders in each other
+MAX_NAME = 1_000  # characters of one file's name, its folders included
+MAX_NAMES = 2**28  # characters of all names and folders together: they are held in memory
 MEMBER_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError)
+
+
+class Names:
+    """The files and folders found so far, as names with forward slashes; their depth and length are bounded."""
+
+    def __init__(self, shown_as: str) -> None:
+        self.sizes: dict[str, int] = {}  # bytes of each file when unpacked
+        self.folders: set[str] = set()
+        self._shown = shown_as
+        self._length = 0
+
+    def add_file(self, name: str, size: int) -> None:
+        """Add a file and the folders it lies in; InvalidData beyond a limit."""
+        self.check(name)
+        self.sizes[name] = size
+        self._count(name)
+        self.add_folder(name.rpartition("/")[0])
+
+    def add_folder(self, name: str) -> None:
+        """Add a folder and those it lies in; InvalidData beyond a limit."""
+        self.check(name)
+        while name and name not in self.folders:  # what holds a known folder is known as well
+            self.folders.add(name)
+            self._count(name)
+            name = name.rpartition("/")[0]
+
+    def check(self, name: str) -> None:
+        """Raise InvalidData for a name that is too long or too deep; costs no more than the limits."""
+        if len(name) > MAX_NAME:
+            raise InvalidData(
+                f"{self._shown} has a name of {len(name):,} characters, {name[:80]!r}...; at most {MAX_NAME:,} are "
+                "allowed: shorten the names of its folders"
+            )
+        if name.count("/") > MAX_DEPTH:
+            raise InvalidData(
+                f"{self._shown} has {name.count('/'):,} folders in each other, {name[:80]!r}...; at most {MAX_DEPTH} "
+                "are allowed: move the class folders up"
+            )
+
+    def _count(self, name: str) -> None:
+        self._length += len(name)
+        if self._length > MAX_NAMES:
+            raise InvalidData(
+                f"{self._shown} has names of more than {MAX_NAMES:,} characters in all: shorten the names of its "
+                "folders, or leave some images out"
+            )
 
 
 class FolderFiles:
@@ -23,8 +73,11 @@ class FolderFiles:
 
     def __init__(self, folder: Path, shown_as: str) -> None:
         self._folder = folder
-        self.sizes: dict[str, int] = {}  # bytes of each file, by name below the folder, with forward slashes
-        self.folders: set[str] = set()
+        self._names = Names(shown_as)
+        self.sizes = self._names.sizes  # by name below the folder; 0 for a link to nothing
+        self.folders = self._names.folders
+        self.special: list[str] = []  # devices, pipes and sockets: reading them might never end
+        self.dead_links: dict[str, str] = {}  # links to what is not there, with their targets
         self._seen: set[tuple[int, int]] = set()
         try:
             self._scan("")
@@ -37,10 +90,20 @@ class FolderFiles:
             with (self._folder / name).open("rb") as file:
                 data = file.read(max_bytes + 1)
         except OSError as error:
-            raise InvalidImage(f"the file cannot be read ({error.strerror})") from error
+            target = self.dead_links.get(name)
+            what = "the file" if target is None else f"the link's target {target!r}"
+            raise InvalidImage(f"{what} cannot be read ({error.strerror})") from error
         if len(data) > max_bytes:
             raise too_many_bytes(self.sizes[name], max_bytes)
         return data
+
+    def head(self, name: str) -> bytes:
+        """Return a file's first bytes; none if it cannot be read."""
+        try:
+            with (self._folder / name).open("rb") as file:
+                return file.read(HEAD_BYTES)
+        except OSError:
+            return b""
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -50,13 +113,19 @@ class FolderFiles:
         if (status.st_dev, status.st_ino) in self._seen:  # a link back up
             return
         self._seen.add((status.st_dev, status.st_ino))
-        for entry in os.scandir(self._folder / below):
+        # by name: what several links reach belongs to the same one of them each time
+        for entry in sorted(os.scandir(self._folder / below), key=lambda entry: entry.name):
             name = f"{below}{entry.name}"
             if entry.is_dir():
-                self.folders.add(name)
+                self._names.add_folder(name)
                 self._scan(f"{name}/")
-            elif entry.is_file():  # a device or a pipe is not: reading it might never end
-                self.sizes[name] = entry.stat().st_size
+            elif entry.is_file():
+                self._names.add_file(name, entry.stat().st_size)
+            elif entry.is_symlink() and not os.path.exists(entry.path):
+                self._names.add_file(name, 0)
+                self.dead_links[name] = os.readlink(entry.path)
+            else:
+                self.special.append(name)
 
 
 class ZipFiles:
@@ -68,8 +137,11 @@ class ZipFiles:
         except MEMBER_ERRORS as error:
             raise InvalidData(f"{shown_as} is a damaged zip ({error}): make or upload it again") from error
         self._members: dict[str, zipfile.ZipInfo] = {}
-        self.sizes: dict[str, int] = {}  # bytes of each member when unpacked
-        self.folders: set[str] = set()
+        self._names = Names(shown_as)
+        self.sizes = self._names.sizes
+        self.folders = self._names.folders
+        self.special: list[str] = []  # refused in a zip, as links are
+        self.dead_links: dict[str, str] = {}
         try:
             self._check_total(shown_as, path.stat().st_size, max_members, max_expansion)
             for member in self._zip.infolist():
@@ -87,6 +159,14 @@ class ZipFiles:
         except MEMBER_ERRORS as error:
             raise InvalidImage(f"damaged within the zip ({error})") from error
 
+    def head(self, name: str) -> bytes:
+        """Return a member's first bytes; none if it is damaged."""
+        try:
+            with self._zip.open(self._members[name]) as file:
+                return file.read(HEAD_BYTES)
+        except MEMBER_ERRORS:
+            return b""
+
     def close(self) -> None:
         self._zip.close()
 
@@ -103,15 +183,16 @@ class ZipFiles:
 
     def _add(self, member: zipfile.ZipInfo, shown_as: str) -> None:
         raw = _member_name(member)
+        self._names.check(raw.rstrip("/"))  # before it is cut into its folders
         name = "/".join(part for part in raw.split("/") if part not in {"", "."})
         problem = _problem(member, raw, is_repeated=name in self._members)
         if problem is not None:
             raise InvalidData(f"{shown_as} has the member {raw[:200]!r}, which {problem}")
-        parents = name.split("/") if member.is_dir() else name.split("/")[:-1]
-        self.folders.update("/".join(parents[: depth + 1]) for depth in range(len(parents)))
-        if not member.is_dir():
+        if member.is_dir():
+            self._names.add_folder(name)
+        else:
             self._members[name] = member
-            self.sizes[name] = member.file_size
+            self._names.add_file(name, member.file_size)
 
 
 def too_many_bytes(size: int, max_bytes: int) -> ImageTooLarge:

@@ -3,10 +3,11 @@
 The command line and HTTP uploads both go through here, so they refuse the same input with the same words.
 """
 
+import hashlib
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -17,7 +18,7 @@ from typing import Literal, TypeVar
 from models.cores import usable_cores
 from models.errors import ImageTooLarge, InvalidData, InvalidImage
 from models.image_files import FolderFiles, ZipFiles
-from models.preprocess import ImageLimits, load_pixels
+from models.preprocess import CONTAINER_BRANDS, ImageLimits, load_pixels
 
 Split = Literal["train", "val", "test"]
 Progress = Callable[[int, int], None]  # images done, images in all
@@ -29,9 +30,54 @@ SPLIT_FOLDERS: Mapping[str, Split] = {
     "valid": "val",
     "validation": "val",
     "test": "test",
+    "training": "train",
+    "dev": "val",
+    "testing": "test",
 }
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini"})  # left by file managers, as is all that begins with a dot
+# what people add to a part's name: train_set, test-images, ValData
+PART_WORDS = "set|sets|data|dataset|image|images|img|imgs|split|part|folder|files|samples"
+PART = re.compile(
+    rf"(?:(?:{PART_WORDS})[ _.-]+)*({'|'.join(sorted(SPLIT_FOLDERS, key=len, reverse=True))})"
+    rf"(?:[ _.-]*(?:{PART_WORDS}))*"
+)
+WORD = re.compile(r"[a-z]+")
+SUFFIXES = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".heic", ".heif", ".hif", ".avif"),
+)
+SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")  # of files whose name has no suffix
+# left by file managers and tools; of other folders that begin with a dot, one with images may be meant as a class
+JUNK_FILES = frozenset({"thumbs.db", "desktop.ini"})
+JUNK_FOLDERS = frozenset(
+    [
+        "__macosx",
+        ".git",
+        ".svn",
+        ".hg",
+        ".dvc",
+        ".cache",
+        ".thumbnails",
+        ".ipynb_checkpoints",
+        ".appledouble",
+        ".trash",
+        ".trashes",
+        ".trash-1000",
+        ".spotlight-v100",
+        ".fseventsd",
+        ".documentrevisions-v100",
+        ".temporaryitems",
+        ".idea",
+        ".vscode",
+        ".venv",
+        ".huggingface",
+        ".dolt",
+        ".@__thumb",
+        ".picasaoriginals",
+        ".comments",
+        ".xvpics",
+    ]
+)
+JOINERS = "\u200c\u200d"  # ZERO WIDTH (NON-)JOINER: Persian, Sinhala and others are spelt with them
 MAX_LABEL_LENGTH = 100
 CHECK_SIZE = 8  # pixels; small, so that JPEG files are decoded at their coarsest scale
 THREADED_BYTES = 16 * 2**10  # measured: decoding smaller files, threads only pass the GIL to and fro (1.5 times slower)
@@ -46,6 +92,7 @@ class DataLimits:
     max_images: int = 2_000_000
     max_total_bytes: int = 64 * 2**30  # of all images, unpacked
     max_expansion: int = 200  # how many times its own size a zip may unpack to
+    max_threads: int | None = None  # that decode, each with an image in memory; None: one a core
     image: ImageLimits = ImageLimits()
 
 
@@ -69,11 +116,13 @@ class ImageFolder:
         labels: tuple[str, ...],
         entries: tuple[ImageEntry, ...],
         ignored: tuple[str, ...],
+        hidden: tuple[str, ...],
         limits: DataLimits,
     ) -> None:
         self.labels = labels  # in natural order: class 10 follows class 9
         self.entries = entries  # sorted by name
         self.ignored = ignored  # files that are no images, or lie outside of the class folders
+        self.hidden = hidden  # what file managers and tools leave, and all else whose name begins with a dot
         self.limits = limits
         self._files = files
         self._top = top
@@ -95,7 +144,8 @@ class ImageFolder:
     ) -> list[Result]:
         """Return `work` of each entry, in order; on all cores where the files are large enough for that to pay."""
         size = sum(self._files.sizes[self._top + entry.name] for entry in entries)
-        workers = usable_cores() if size > THREADED_BYTES * len(entries) else 1
+        workers = min(usable_cores(), self.limits.max_threads or usable_cores())
+        workers = workers if size > THREADED_BYTES * len(entries) else 1
         with ThreadPoolExecutor(workers) as pool:
             results: list[Result] = []
             for result in pool.map(work, entries) if workers > 1 else map(work, entries):
@@ -119,8 +169,9 @@ class ImageFolder:
 def open_image_folder(path: Path, limits: DataLimits = DataLimits(), *, shown_as: str | None = None) -> ImageFolder:
     """Open labelled images: one folder per class, or `train/`, `test/` and `val/` with one folder per class in each.
 
-    A folder that wraps all this is seen through. Images are known by their suffix and not decoded here:
-    `find_unreadable` does that.
+    The parts may also lie within each class folder, and have other common names: see `part_of`. A folder that wraps
+    all this is seen through. Images are known by their suffix, those without one by their first bytes. They are not
+    decoded here: `find_unreadable` does that. A link to an image that is not there counts as an unreadable image.
 
     Args:
         path: a folder or a zip.
@@ -141,16 +192,39 @@ def open_image_folder(path: Path, limits: DataLimits = DataLimits(), *, shown_as
 
 def find_unreadable(folder: ImageFolder, progress: Progress | None = None) -> dict[str, str]:
     """Decode every image and return what is wrong with those that cannot be used, by name."""
+    return look_at_images(folder, progress)[1]
 
-    def problem(entry: ImageEntry) -> str | None:
+
+def look_at_images(
+    folder: ImageFolder, progress: Progress | None = None
+) -> tuple[dict[ImageEntry, str], dict[str, str]]:
+    """Read every image once and decode it.
+
+    Returns:
+        The sha256 of each image file, or of why it cannot be read; and what is wrong with those that cannot be
+        used, by name.
+    """
+
+    def look(entry: ImageEntry) -> tuple[str, str | None]:
         try:
-            load_pixels(folder.read(entry), CHECK_SIZE, folder.limits.image)
+            data = folder.read(entry)
         except (InvalidImage, ImageTooLarge) as error:
-            return str(error)
-        return None
+            return digest_of_problem(error), str(error)
+        digest = hashlib.sha256(data).hexdigest()
+        try:
+            load_pixels(data, CHECK_SIZE, folder.limits.image)
+        except (InvalidImage, ImageTooLarge) as error:
+            return digest, str(error)
+        return digest, None
 
-    problems = folder.map(problem, folder.entries, progress)
-    return {entry.name: text for entry, text in zip(folder.entries, problems, strict=True) if text is not None}
+    seen = dict(zip(folder.entries, folder.map(look, folder.entries, progress), strict=True))
+    digests = {entry: digest for entry, (digest, _) in seen.items()}
+    return digests, {entry.name: problem for entry, (_, problem) in seen.items() if problem is not None}
+
+
+def digest_of_problem(error: Exception) -> str:
+    """Return what stands in for the digest of a file that cannot be read."""
+    return hashlib.sha256(f"unreadable: {error}".encode(errors="surrogateescape")).hexdigest()
 
 
 def unreadable(problems: Mapping[str, str], total: int, shown_as: str) -> InvalidData:
@@ -186,17 +260,26 @@ class _Found:
     split: Split | None
 
 
+def part_of(name: str) -> Split | None:
+    """Return the part that a folder's name stands for, such as `Training`, `valid`, `test_set`; None if it is none."""
+    found = PART.fullmatch(name.strip().lower())
+    return None if found is None else SPLIT_FOLDERS[found.group(1)]
+
+
 def _arrange(files: FolderFiles | ZipFiles, limits: DataLimits, shown: str) -> ImageFolder:
-    names = [name for name in files.sizes if not _is_junk(name)]
-    images = [name for name in names if name.lower().endswith(SUFFIXES)]
+    names = [name for name in files.sizes if not _is_hidden(name)]
+    images = [name for name in names if _is_image(name, files)]
+    _check_dead_links(files.dead_links.keys() - set(images), files, shown)
     if not images:
         others = f"; it has {len(names):,} other files such as {min(names)!r}" if names else ""
         raise InvalidData(f"{shown} has no images ({', '.join(SUFFIXES)}){others}: {LAYOUT}")
-    folders = {name for name in files.folders if not _is_junk(name)}
+    folders = {name for name in files.folders if not _is_hidden(name, is_folder=True)}
     top = _top(images, folders)
     images = [name.removeprefix(top) for name in images if name.startswith(top)]
     folders = {name.removeprefix(top) for name in folders if name.startswith(top)}
-    splits = _splits(images, folders, shown)
+    parts_within = _has_parts_within(images, folders, shown)
+    splits: dict[str, Split | None] = {"": None} if parts_within else _splits(images, folders, shown)
+    _check_hidden(files, {f"{top}{prefix}" for prefix in splits}, shown)
     found = [image for image in (_locate(name, splits) for name in sorted(images)) if image is not None]
     class_folders = {
         (split, name.removeprefix(prefix))
@@ -204,6 +287,11 @@ def _arrange(files: FolderFiles | ZipFiles, limits: DataLimits, shown: str) -> I
         for name in folders
         if name.startswith(prefix) and "/" not in name.removeprefix(prefix)
     }
+    if parts_within:
+        found = [_Found(image.name, image.folder, part_of(image.name.split("/")[1])) for image in found]
+        class_folders = {("train", name) for _, name in class_folders}
+        if not any(image.split == "train" for image in found):
+            raise InvalidData(f"{shown} has parts within its class folders, but no images in 'train': {LAYOUT}")
     labels = _labels(found, class_folders, shown)
     _check_limits([files.sizes[top + image.name] for image in found], limits, shown)
     index = {_normal(label): number for number, label in enumerate(labels)}
@@ -213,13 +301,67 @@ def _arrange(files: FolderFiles | ZipFiles, limits: DataLimits, shown: str) -> I
         top,
         labels=labels,
         entries=tuple(ImageEntry(image.name, index[_normal(image.folder)], image.split) for image in found),
-        ignored=tuple(sorted(name for name in names if name not in used)),
+        ignored=tuple(
+            sorted([*(name for name in names if name not in used), *(n for n in files.special if not _is_hidden(n))])
+        ),
+        hidden=tuple(sorted(name for name in [*files.sizes, *files.special] if _is_hidden(name))),
         limits=limits,
     )
 
 
-def _is_junk(name: str) -> bool:
-    return any(part.startswith(".") or part.lower() in JUNK for part in name.split("/"))
+def _is_hidden(name: str, *, is_folder: bool = False) -> bool:
+    *above, last = name.split("/")
+    if is_folder:
+        above.append(last)
+    elif last.startswith(".") or last.lower() in JUNK_FILES:
+        return True
+    return any(part.startswith(".") or part.lower() in JUNK_FOLDERS for part in above)
+
+
+def _is_image(name: str, files: FolderFiles | ZipFiles) -> bool:
+    last = name.rpartition("/")[2]
+    if "." in last:
+        return last.lower().endswith(SUFFIXES)
+    head = files.head(name)
+    return (
+        head.startswith(SIGNATURES)
+        or (head.startswith(b"RIFF") and head[8:12] == b"WEBP")
+        or (head[4:8] == b"ftyp" and head[8:12] in CONTAINER_BRANDS)
+    )
+
+
+def _check_dead_links(names: Set[str], files: FolderFiles | ZipFiles, shown: str) -> None:
+    """Refuse links that may have stood for a class: one to an image is refused with the unreadable images."""
+    dead = {name for name in names if "." not in name.rpartition("/")[2]}
+    if dead:
+        first = min(dead)
+        raise InvalidData(
+            f"{shown} has the link {_list(dead)} to what is not there ({files.dead_links[first]!r}): bring back its "
+            "target, for example by mounting or fetching it, or remove the link"
+        )
+
+
+def _check_hidden(files: FolderFiles | ZipFiles, parents: set[str], shown: str) -> None:
+    """Refuse a folder with images that begins with a dot, where a class folder would lie: it may be meant as one."""
+    meant: set[str] = set()
+    for name in files.sizes:
+        if "/." not in f"/{name}" or not name.lower().endswith(SUFFIXES):
+            continue
+        for parent in parents:
+            folder, slash, below = name.removeprefix(parent).partition("/")
+            if (
+                slash
+                and name.startswith(parent)
+                and folder.startswith(".")
+                and folder.lower() not in JUNK_FOLDERS
+                and not _is_hidden(below)
+            ):
+                meant.add(folder)
+    if meant:
+        raise InvalidData(
+            f"{shown} has images in {_list(meant)}, which begins with a dot and so is no class: rename it if it is one, "
+            "else remove it"
+        )
 
 
 def _top(images: Sequence[str], folders: set[str]) -> str:
@@ -241,13 +383,40 @@ def _children(folders: set[str], prefix: str) -> set[str]:
     return {name for name in below if "/" not in name}
 
 
+def _has_parts_within(images: Sequence[str], folders: set[str], shown: str) -> bool:
+    """Whether each class folder holds parts, as in `cat/train/`, `cat/test/`; InvalidData if only some do."""
+    below = [name.split("/") for name in images if "/" in name]
+    if any(part_of(folder) for folder in {parts[0] for parts in below}):
+        return False
+    within = {parts[1]: part_of(parts[1]) for parts in below if len(parts) > 2}
+    named = {name: split for name, split in within.items() if split is not None}
+    if not named:
+        return False
+    of_class: dict[str, set[Split]] = defaultdict(set)
+    for parts in below:
+        split = named.get(parts[1]) if len(parts) > 2 else None
+        if split is None:
+            raise InvalidData(
+                f"{shown} has {_list(set(named))} within class folders, and other images beside them such as "
+                f"{'/'.join(parts)!r}: put all images of a class into its parts, or none"
+            )
+        of_class[parts[0]].add(split)
+    for split in set(named.values()):
+        same = sorted(name for name, its in named.items() if its == split)
+        mixed = [f for f in of_class if sum(f"{f}/{name}" in folders for name in same) > 1]
+        if mixed:
+            raise InvalidData(f"{shown} has more than one folder of a split in {min(mixed)!r}: merge them")
+    return True
+
+
 def _splits(images: Sequence[str], folders: set[str], shown: str) -> dict[str, Split | None]:
     """Return the prefixes below which the class folders lie, each with its split."""
     children = {name.split("/")[0] for name in images if "/" in name}
-    named = {child: SPLIT_FOLDERS[child.lower()] for child in sorted(children) if child.lower() in SPLIT_FOLDERS}
+    named = {child: split for child in sorted(children) if (split := part_of(child)) is not None}
     if not named or not any(_children(folders, f"{child}/") for child in named):
         if named and len(named) == len(children):
             raise InvalidData(f"{shown} has images directly in {_list(named)}, without their classes: {LAYOUT}")
+        _check_unknown_parts(images, children, shown)
         return {"": None}  # a class may well be called "train"
     others = children - named.keys()
     if others:
@@ -262,6 +431,17 @@ def _splits(images: Sequence[str], folders: set[str], shown: str) -> dict[str, S
                 f"{shown} has images directly in {child!r}, without their classes: put each into its class's folder"
             )
     return {f"{child}/": split for child, split in named.items()}
+
+
+def _check_unknown_parts(images: Sequence[str], children: set[str], shown: str) -> None:
+    """Refuse folders that hold folders and look like parts by name, such as `seg_train`: they are no classes."""
+    flat = {name.split("/")[0] for name in images if name.count("/") == 1}
+    alike = {child for child in children - flat if SPLIT_FOLDERS.keys() & set(WORD.findall(child.lower()))}
+    if len(alike) > 1:
+        raise InvalidData(
+            f"{shown} has {_list(alike)}, which look like parts of the data and not like classes: rename them to "
+            f"'train', 'val' and 'test'; {LAYOUT}"
+        )
 
 
 def _locate(name: str, splits: Mapping[str, Split | None]) -> _Found | None:
@@ -299,7 +479,7 @@ def _check_names(names: set[str], shown: str) -> None:
     alike: dict[str, list[str]] = defaultdict(list)
     for name in sorted(names):
         label = _label(name)
-        if not label.isprintable() or not label or len(label) > MAX_LABEL_LENGTH:
+        if not _is_printable(label) or not label or len(label) > MAX_LABEL_LENGTH:
             raise InvalidData(
                 f"{shown} has a class folder {name[:MAX_LABEL_LENGTH]!r}; a class's name has 1 to {MAX_LABEL_LENGTH} "
                 "printable characters: rename it"
@@ -330,8 +510,23 @@ def _label(folder: str) -> str:
     return " ".join(unicodedata.normalize("NFC", folder).split())
 
 
+def _is_printable(label: str) -> bool:
+    """Whether a label has only what can be seen, and joiners between letters or signs."""
+    is_joined = all(
+        0 < place < len(label) - 1 and not {label[place - 1], label[place + 1]} & {" ", *JOINERS}
+        for place, letter in enumerate(label)
+        if letter in JOINERS
+    )
+    return is_joined and _without_joiners(label).isprintable()
+
+
+def _without_joiners(text: str) -> str:
+    return text.translate(dict.fromkeys(map(ord, JOINERS)))
+
+
 def _normal(name: str) -> str:
-    return unicodedata.normalize("NFC", _label(name).casefold())
+    """Return what two names have in common that look the same, or nearly."""
+    return unicodedata.normalize("NFC", _without_joiners(_label(name)).casefold())
 
 
 def natural_order(name: str) -> tuple[list[tuple[bool, int, str]], str]:

@@ -1,7 +1,8 @@
 """Labelled images looked at as a whole: all that can refuse them, before anything is kept or trained.
 
-As a program, `python -m models.inspection FILE`, it does so in a process of its own, niced: a server has
-uploads looked at beside its requests, and what an upload does to a decoder happens there.
+As a program, `python -m models.inspection FILE ...`, it does so in a process of its own, niced: a server has
+uploads looked at beside its requests, and what an upload does to a decoder happens there. The process has a limit of
+memory and of processor time, and it ends with the server that started it.
 """
 
 import asyncio
@@ -9,16 +10,30 @@ import hashlib
 import json
 import os
 import sys
-from collections import defaultdict
+import threading
+from collections import Counter, defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from models.errors import ImageTooLarge, InvalidData, InvalidImage
-from models.image_folder import ImageEntry, ImageFolder, find_unreadable, open_image_folder, unreadable
+from models.errors import ImageTooLarge, InvalidData, InvalidImage, Overloaded
+from models.image_folder import (
+    DataLimits,
+    ImageEntry,
+    ImageFolder,
+    digest_of_problem,
+    look_at_images,
+    open_image_folder,
+    unreadable,
+)
 
 NICENESS = 15
 TIME_LIMIT_S = 900.0
+CPU_LIMIT_S = 3600  # of all threads of one inspection together
+MEMORY_LIMIT = 4 * 2**30  # bytes; an image of 50 megapixels may take 0.6 GiB while it is decoded
+MAX_THREADS = 4
+MAX_OF_A_CLIENT = 4  # inspections of one client, waiting ones included
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +44,17 @@ class Inspected:
     classes: int
 
 
-def inspect_images(path: Path, *, shown_as: str) -> Inspected:
+def inspect_images(path: Path, *, shown_as: str, limits: DataLimits = DataLimits()) -> Inspected:
     """Look at every image of a folder or zip.
 
     Raises:
         InvalidData: they cannot make a task; the message says what to mend.
     """
-    with open_image_folder(path, shown_as=shown_as) as folder:
-        problems = find_unreadable(folder)
+    with open_image_folder(path, limits, shown_as=shown_as) as folder:
+        digests, problems = look_at_images(folder)
         if problems:
             raise unreadable(problems, len(folder.entries), shown_as)
-        require_choice(image_digests(folder), shown_as)
+        require_choice(digests, shown_as)
         return Inspected(len(folder.entries), len(folder.labels))
 
 
@@ -50,7 +65,7 @@ def image_digests(folder: ImageFolder) -> dict[ImageEntry, str]:
         try:
             return hashlib.sha256(folder.read(entry)).hexdigest()
         except (InvalidImage, ImageTooLarge) as error:  # counted as unreadable elsewhere
-            return hashlib.sha256(f"unreadable: {error}".encode()).hexdigest()
+            return digest_of_problem(error)
 
     return dict(zip(folder.entries, folder.map(digest, folder.entries), strict=True))
 
@@ -67,19 +82,62 @@ def require_choice(digests: Mapping[ImageEntry, str], shown_as: str) -> None:
         raise InvalidData(f"{shown_as} has one image per class, none is left for validation: add more of each")
 
 
-async def inspect_apart(path: Path, *, shown_as: str) -> Inspected:
-    """Do what `inspect_images` does, in a process of its own.
+class Inspections:
+    """The inspections of a server: some at once, one of each client, the others wait in the order of arrival."""
+
+    def __init__(self, *, at_once: int, max_bytes: int) -> None:
+        """
+        Args:
+            at_once: processes at the same time.
+            max_bytes: of memory that each may use.
+        """
+        self._turns = asyncio.Semaphore(at_once)
+        self._max_bytes = max_bytes
+        self._of_client: Counter[str] = Counter()
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def inspect(self, path: Path, *, shown_as: str, client: str) -> Inspected:
+        """Inspect in a process of its own, when it is this client's turn. Cancelled, it ends the process.
+
+        Raises:
+            InvalidData: as `inspect_apart`.
+            Overloaded: the client has as many inspections as it may.
+        """
+        if self._of_client[client] >= MAX_OF_A_CLIENT:
+            raise Overloaded(
+                f"{self._of_client[client]} zips of this client are being looked at or wait for it, and at most "
+                f"{MAX_OF_A_CLIENT} may; try again after the time in Retry-After",
+                retry_after_s=10.0,
+            )
+        self._of_client[client] += 1
+        try:
+            async with self._locks.setdefault(client, asyncio.Lock()), self._turns:
+                return await inspect_apart(path, shown_as=shown_as, max_bytes=self._max_bytes)
+        finally:
+            self._of_client[client] -= 1
+            if not self._of_client[client]:
+                del self._of_client[client], self._locks[client]
+
+
+async def inspect_apart(path: Path, *, shown_as: str, max_bytes: int = MEMORY_LIMIT) -> Inspected:
+    """Do what `inspect_images` does, in a process of its own with at most `max_bytes` of memory.
 
     Raises:
-        InvalidData: as there; also if the process dies or takes too long.
+        InvalidData: as there; also if the process dies, or needs too much time or memory.
     """
-    command = [sys.executable, "-m", "models.inspection", str(path), shown_as]
+    command = [sys.executable, "-m", "models.inspection", str(path), shown_as, str(max_bytes)]
     process = await asyncio.create_subprocess_exec(
-        *command, cwd=Path(__file__).parents[1], stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+        *command,
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # each thread of it would take memory, and none computes
+        stdin=asyncio.subprocess.PIPE,  # never written to: its end tells the process that this one has gone
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
     )
+    assert process.stdin is not None, "it is a pipe"
+    assert process.stdout is not None, "it is a pipe"
     try:
-        output, _ = await asyncio.wait_for(process.communicate(), TIME_LIMIT_S)
-        told = json.loads(output)
+        told = json.loads(await asyncio.wait_for(process.stdout.read(), TIME_LIMIT_S))
     except (TimeoutError, ValueError) as error:
         raise InvalidData(
             f"{shown_as} cannot be looked at: decoding it took over {TIME_LIMIT_S:g} s or ended the decoder; send "
@@ -87,7 +145,10 @@ async def inspect_apart(path: Path, *, shown_as: str) -> Inspected:
         ) from error
     finally:
         if process.returncode is None:
-            process.kill()
+            with suppress(ProcessLookupError):
+                process.kill()
+        process.stdin.close()
+        await asyncio.shield(process.wait())
     if "problem" in told:
         raise InvalidData(told["problem"])
     return Inspected(**told)
@@ -95,13 +156,40 @@ async def inspect_apart(path: Path, *, shown_as: str) -> Inspected:
 
 def main() -> None:
     """Print what was found, or `{"problem": ...}`, as JSON."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.nice(NICENESS)
-    path, shown_as = sys.argv[1:]
+    path, shown_as, max_bytes = sys.argv[1:]
+    _limit_itself(int(max_bytes))
     try:
-        told: dict[str, object] = asdict(inspect_images(Path(path), shown_as=shown_as))
+        told: dict[str, object] = asdict(
+            inspect_images(Path(path), shown_as=shown_as, limits=DataLimits(max_threads=MAX_THREADS))
+        )
     except InvalidData as error:
         told = {"problem": str(error)}
-    print(json.dumps(told))
+    except MemoryError:
+        told = {
+            "problem": f"{shown_as} cannot be looked at within {int(max_bytes):,} bytes of memory: send fewer or "
+            "smaller images"
+        }
+    print(json.dumps(told), flush=True)
+
+
+def _limit_itself(max_bytes: int) -> None:
+    """Bound this process's memory and processor time, where the system can."""
+    if sys.platform != "win32":
+        import resource
+
+        for kind, limit in ((resource.RLIMIT_DATA, max_bytes), (resource.RLIMIT_CPU, CPU_LIMIT_S)):
+            _, most = resource.getrlimit(kind)
+            least = limit if most == resource.RLIM_INFINITY else min(limit, most)
+            resource.setrlimit(kind, (least, least))
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it has gone, however that ended."""
+    while os.read(sys.stdin.fileno(), 1024):
+        pass
+    os._exit(1)
 
 
 if __name__ == "__main__":

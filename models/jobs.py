@@ -54,7 +54,7 @@ CONNECT_TIMEOUT_S = 5  # to a PostgreSQL that may accept and never answer
 BUSY_TIMEOUT_S = 30.0  # that SQLite waits for another writer
 QUOTA_RETRY_S = 300.0  # jobs take minutes: a client that is refused need not ask every second
 LEAST_FREE_BYTES = 2**16  # that SQLite needs to open a database: it makes a file of half of that beside it
-WAITING, FINISHED = "waiting for a worker", "finished"
+WAITING, LOADING, FINISHED = "waiting for a worker", "loading", "finished"
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +330,7 @@ class JobQueue:
             .where(JOBS.c.number == _next_in_turn(), _is_free(JOBS))
             .values(
                 state="running",
+                phase=LOADING,  # the worker imports what trains
                 lease=lease,
                 leased_until=NOW + LEASE_S,
                 started=sql.func.coalesce(JOBS.c.started, NOW),

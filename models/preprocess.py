@@ -6,15 +6,33 @@ up, as in the µ2Net reference: nothing is cropped away.
 """
 
 import io
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
 
 import numpy as np
+import PIL
 from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image
 
 from models.errors import ImageTooLarge, InvalidImage, InvalidRoute
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # decoders that strangers' bytes may reach
+PLAIN_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+CONTAINER_FORMATS = ("AVIF", "HEIF")  # files that begin with `ftyp`
+FORMATS = PLAIN_FORMATS + CONTAINER_FORMATS  # decoders that strangers' bytes may reach
+CONTAINER_BRANDS = frozenset(  # of files that begin with `ftyp`: AVIF's and HEIF's own, and those of both
+    {b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+)
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_UNUSED = frozenset({b"tEXt", b"zTXt", b"iTXt", b"iCCP"})  # texts and colour profiles: no pixel depends on them
+PNG_ORIENTATION = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")  # texts that may say how the image is turned
+MAX_ORIENTATION_BYTES = 2**20  # of such a text when unpacked
+MAX_ORIENTATION_TEXTS = 4  # looked at; the others are left out
+SIGNIFICANT_BITS = "mu2net significant bits"  # where a PNG's chunk sBIT is noted in Pillow's `info`
+RANGES = (255, 1023, 4095, 16383, 65535)  # highest values of greys of 8, 10, 12, 14 and 16 bits
+BITS_PER_SAMPLE, MAX_SAMPLE_VALUE, S_MAX_SAMPLE_VALUE = 258, 281, 341  # TIFF's tags
 UPRIGHT = {  # EXIF's orientation: how to turn the stored pixels
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -53,7 +71,7 @@ def load_pixels(data: bytes, image_size: int, limits: ImageLimits = ImageLimits(
     """Decode an image file and return it upright, as RGB, resized to a square of `image_size` pixels.
 
     The first frame of an animation counts; transparency is laid on white; deeper greys are brought
-    to 8 bits.
+    to 8 bits by their range, see `_highest_value`.
 
     Raises:
         InvalidImage: not an image of a known format, or a truncated or damaged one.
@@ -61,13 +79,17 @@ def load_pixels(data: bytes, image_size: int, limits: ImageLimits = ImageLimits(
     """
     image = _open(data, limits)
     try:
-        image.draft(image.mode, (DRAFT_SCALE * image_size, DRAFT_SCALE * image_size))
-        square = _to_rgb(upright(image)).resize((image_size, image_size), Image.Resampling.BILINEAR)
-    except MemoryError:
+        if image.format == "JPEG":  # of a HEIF file it would be the preview, which may show something else
+            image.draft(image.mode, (DRAFT_SCALE * image_size, DRAFT_SCALE * image_size))
+        turned = upright(image)
+        _check_pixels(*turned.size, limits)  # a HEIF file's header may announce fewer than its stream has
+        square = _to_rgb(turned).resize((image_size, image_size), Image.Resampling.BILINEAR)
+    except (MemoryError, ImageTooLarge):
         raise
     except Exception as error:  # the decoders raise whatever they like on hostile bytes: all of it means damaged
+        reason = " ".join(str(error).split())
         raise InvalidImage(
-            f"the {image.format} image is truncated or damaged ({error}): send a whole, readable file"
+            f"the {image.format} image is truncated or damaged ({reason}): send a whole, readable file"
         ) from error
     return np.asarray(square)
 
@@ -93,8 +115,14 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
         raise ImageTooLarge(
             f"the image has {len(data):,} bytes; at most {limits.max_bytes:,} are allowed: send a smaller file"
         )
+    formats = PLAIN_FORMATS
+    if data.startswith(PNG_SIGNATURE):
+        data = _without_unused(data)
+    elif data[4:8] == b"ftyp":
+        _register_heif()
+        formats = CONTAINER_FORMATS
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=formats)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageTooLarge(f"{error}; at most {limits.max_pixels:,} pixels are allowed: scale it down") from error
     except Exception as error:  # as above: what a header parser raises on hostile bytes is not ours to enumerate
@@ -103,7 +131,74 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
             f"{', '.join(FORMATS)}"
         ) from error
     _check_pixels(*image.size, limits)
+    if image.format == "PNG" and image.mode.startswith("I"):
+        image.info[SIGNIFICANT_BITS] = _significant_bits(data)
     return image
+
+
+@cache
+def _register_heif() -> None:
+    from pillow_heif import register_heif_opener  # slow to import, and for one format only
+
+    register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
+
+
+@cache
+def decoder_version() -> str:
+    """Return what names the decoders: pixels decoded by others may be different ones."""
+    return f"{PIL.__version__} {version('pillow-heif')}"
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the kind, start and end of each chunk of a PNG, up to where the file is damaged."""
+    start = len(PNG_SIGNATURE)
+    while start + 12 <= len(data):
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        if end > len(data):
+            return
+        yield data[start + 4 : start + 8], start, end
+        start = end
+
+
+def _without_unused(data: bytes) -> bytes:
+    """Return a PNG without its texts and colour profile: Pillow refuses whole images that have much of them."""
+    dropped: list[tuple[int, int]] = []
+    left = MAX_ORIENTATION_TEXTS
+    for kind, start, end in _png_chunks(data):
+        if kind not in PNG_UNUSED:
+            continue
+        keyword = next((word for word in PNG_ORIENTATION if data.startswith(word, start + 8)), None)
+        if keyword is not None and left:
+            left -= 1
+            if _is_small(kind, data[start + 8 + len(keyword) : end - 4]):
+                continue
+        dropped.append((start, end))
+    if not dropped:
+        return data
+    starts = [0, *(end for _, end in dropped)]
+    ends = [*(start for start, _ in dropped), len(data)]
+    return b"".join(data[start:end] for start, end in zip(starts, ends, strict=True))
+
+
+def _is_small(kind: bytes, content: bytes) -> bool:
+    """Whether what follows a text's keyword unpacks within Pillow's own limit."""
+    if kind == b"tEXt" or (kind == b"iTXt" and content[:1] != b"\1"):
+        return len(content) < MAX_ORIENTATION_BYTES
+    packed = content[1:] if kind == b"zTXt" else content[2:].split(b"\0", 2)[-1]  # after language and its keyword
+    try:
+        return len(zlib.decompressobj().decompress(packed, MAX_ORIENTATION_BYTES)) < MAX_ORIENTATION_BYTES
+    except zlib.error:
+        return False
+
+
+def _significant_bits(data: bytes) -> int:
+    """Return the bits of a grey that a PNG's sBIT chunk declares; 0 if it has none."""
+    for kind, start, end in _png_chunks(data):
+        if kind == b"sBIT" and end - start > 12:
+            return min(data[start + 8], 16)
+        if kind == b"IDAT":
+            break
+    return 0
 
 
 def _check_pixels(width: int, height: int, limits: ImageLimits) -> None:
@@ -139,18 +234,45 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:
-    """Bring 16-bit, 32-bit and float greys to 8 bits.
-
-    16-bit values go up to 65535. The other modes do not tell: floats up to 1 are taken as 0 to 1, values
-    above 255 as 0 to 65535, else they are 8-bit values already.
-    """
+    """Bring 10 to 16-bit, 32-bit and float greys to 8 bits: from 0 to the highest value that they may have."""
     values = np.nan_to_num(np.asarray(image).astype(np.float32))
-    highest = values.max(initial=0)
-    if image.mode.startswith("I;16") or highest > 255:
-        values = values / np.float32(257)
-    elif image.mode == "F" and highest <= 1:
-        values = values * np.float32(255)
+    highest = _highest_value(image, float(values.max(initial=0)))
+    if highest != 255:
+        values = values / np.float32(highest / 255) if highest > 1 else values * np.float32(255)
     return Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
+
+
+def _highest_value(image: Image.Image, found: float) -> float:
+    """Return the value of white: the smallest of `RANGES` that holds all values, and what the file declares.
+
+    Cameras and X-rays put 10, 12 or 14 bits into files of 16, mostly without a word about it: taken as 0 to 65535
+    they would be nearly black. Floats up to 1 are 0 to 1. Values above 65535 are white.
+
+    Args:
+        image: opened from a file.
+        found: its highest value.
+    """
+    if image.mode == "F" and found <= 1:
+        return 1
+    declared = max(found, _declared(image))
+    return next((highest for highest in RANGES if declared <= highest), RANGES[-1])
+
+
+def _declared(image: Image.Image) -> float:
+    """Return the highest value that a file says its greys may have; 0 if it says nothing."""
+    if image.format == "PNG":
+        return float(2 ** image.info.get(SIGNIFICANT_BITS, 0) - 1)
+    if image.format != "TIFF":
+        return 0
+    tags = getattr(image, "tag_v2", {})
+    bits = _number(tags.get(BITS_PER_SAMPLE))
+    declared = max(_number(tags.get(tag)) for tag in (MAX_SAMPLE_VALUE, S_MAX_SAMPLE_VALUE))
+    return max(declared, 2.0**bits - 1 if 8 < bits < 16 else 0)  # of 16 bits, the others may be unused
+
+
+def _number(value: object) -> float:
+    first = value[0] if isinstance(value, tuple) and value else value
+    return float(first) if isinstance(first, int | float) and np.isfinite(first) else 0.0
 
 
 def scale_pixels(

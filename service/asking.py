@@ -37,11 +37,11 @@ def choose(request: Request, caller: Caller, release: LoadedRelease, tasks: Sequ
 
 async def answer(request: Request, images: Sequence[EncodedOrPixels], routes: Sequence[LoadedRoute]) -> list[Answer]:
     """Return one answer for each route; given up when the client has gone, see `Predictor.classify`."""
-    return await _unless_gone(request, server_of(request).predictor.classify(images, routes))
+    return await unless_gone(request, server_of(request).predictor.classify(images, routes))
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Await `work`; if the client breaks the connection first, cancel it, so that its images leave the queue.
+async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """Await `work`; if the client breaks the connection first, cancel it, so that nothing is done for nobody.
 
     Raises:
         ClientDisconnect: the client has gone.

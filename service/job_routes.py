@@ -16,7 +16,6 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from models.budget import DEFAULT_BUDGET, parse_budget
 from models.errors import InvalidConfig, KeyNeeded, QuotaExceeded, TaskExists
-from models.inspection import inspect_apart
 from models.jobs import QUOTA_RETRY_S, Job, JobRequest, Quota, unknown_job
 from models.names import TaskName
 from models.release import require_task
@@ -24,6 +23,7 @@ from models.route import Route
 from models.uploads import Uploads, drop_unused
 from service import errors
 from service.access import Caller, allow, asked_again, asks_store, note_change, server_of
+from service.asking import unless_gone
 from service.job_feed import is_change
 from service.schemas import JobAnswer, JobList, JobView, Removed
 from service.server import Server
@@ -156,8 +156,8 @@ async def _queued(request: Request, caller: Caller, form: TaskForm, asked: JobRe
     await server.store_threads.run(_require_idle, server, asked.task)
     await server.store_threads.run(_require_quota, server, asked)
     await server.store_threads.run(_require_bytes, server, asked, path.stat().st_size)
-    async with server.inspections.turn(request.state.visit.holder):
-        await inspect_apart(path, shown_as=form.filename)
+    holder = request.state.visit.holder
+    await unless_gone(request, server.inspections.inspect(path, shown_as=form.filename, client=holder))
     if asked_again(request, caller) is None:  # an upload may take hours
         raise KeyNeeded("the key of this upload was revoked while it was under way: send it again with another key")
     return await server.upload_threads.run(_keep_and_queue, server, path, asked)
@@ -168,6 +168,7 @@ def _require_idle(server: Server, task: TaskName) -> None:
 
 
 def _keep_and_queue(server: Server, path: Path, request: JobRequest) -> Job:
+    """Keep the images and queue the job; if anything is wrong, nothing stays behind."""
     uploads, queue = Uploads(server.store()), server.queue
     kept_before = uploads.digests(request.task)
     digest = uploads.put(request.task, path)

@@ -7,6 +7,7 @@ from functools import cached_property, partial
 from opentelemetry.trace import NoOpTracer, Tracer
 
 from models.errors import InvalidConfig
+from models.inspection import Inspections
 from models.jobs import JobQueue, queue_url
 from models.own_token import own_token
 from models.records import DecodedRecords
@@ -29,7 +30,6 @@ from service.residents import Residents
 from service.runtime import Runtime, start_runtime
 from service.settings import Settings
 from service.store_threads import StoreThreads
-from service.turns import Turns
 
 UPLOADS_AT_ONCE, UPLOAD_PATIENCE_S = 4, 60.0  # that are copied into the store, which may take minutes
 
@@ -98,9 +98,9 @@ class Server:
         return JobFeed(lambda: self.queue)
 
     @cached_property
-    def inspections(self) -> Turns:
-        """Who may have an upload looked at: a process, and the memory of its largest image, for each."""
-        return Turns(self.settings.max_inspections)
+    def inspections(self) -> Inspections:
+        """The processes that look at uploaded images."""
+        return Inspections(at_once=self.settings.max_inspections, max_bytes=self.settings.max_inspection_bytes)
 
     def start(self) -> None:
         _ = self.own_token  # made at the start, and no request has to wait for the disk

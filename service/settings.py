@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.errors import InvalidConfig
 from models.family import PARENT_VARIABLE
+from models.inspection import MEMORY_LIMIT
 from models.own_token import default_folder
 from models.preprocess import ImageLimits
 from service.addresses import parse_networks
@@ -63,7 +64,6 @@ class Settings(BaseSettings):
     max_upload_bytes_under_way: int = Field(
         8 * 2**30, ge=1, description="bytes of uploads on this machine's disk, until their jobs are queued"
     )
-    max_inspections: int = Field(2, ge=1, description="uploads looked at side by side, each in a process of its own")
     trusted_proxies: str = Field(
         "", description="addresses or CIDR ranges, separated by commas, whose requests have no limit by address"
     )
@@ -90,6 +90,10 @@ class Settings(BaseSettings):
     max_request_bytes: int = Field(64 * 2**20, ge=1, description="bytes of one request's body")
     max_request_images: int = Field(64, ge=1, description="images in one request")
     max_upload_bytes: int = Field(2 * 2**30, ge=1, description="bytes of one zip of labelled images")
+    max_inspections: int = Field(2, ge=1, le=64, description="uploads whose images are looked at at once")
+    max_inspection_bytes: int = Field(
+        MEMORY_LIMIT, ge=2**29, description="bytes of memory that looking at one upload's images may take"
+    )
     queue: str | None = Field(
         None, description="SQLAlchemy URL of the jobs' database; default: a SQLite file in the store's folder"
     )

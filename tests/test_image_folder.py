@@ -11,6 +11,7 @@ import pytest
 
 from models.errors import ImageTooLarge, InvalidData, InvalidImage
 from models.image_folder import (
+    SUFFIXES,
     DataLimits,
     ImageFolder,
     find_unreadable,
@@ -121,6 +122,16 @@ def test_what_file_managers_leave_is_overlooked(tmp_path: Path, png: bytes) -> N
     with open_image_folder(zipped(tmp_path / "pets")) as folder:
         assert [entry.name for entry in folder.entries] == ["cat/000.png", "dog/000.png"]
         assert folder.ignored == ()
+        assert folder.hidden == (
+            ".hidden.png",
+            ".thumbnails/000.png",
+            "__MACOSX/cat/000.png",
+            "cat/.DS_Store",
+            "cat/._000.png",
+            "cat/.cache/000.png",
+            "cat/Thumbs.db",
+            "desktop.ini",
+        )
 
 
 def test_other_files_are_ignored_and_reported(tmp_path: Path, png: bytes) -> None:
@@ -167,7 +178,126 @@ def test_links_in_a_folder_are_followed_but_never_in_circles(tmp_path: Path) -> 
         assert [entry.name for entry in folder.entries] == ["cat/000.png", "dog/000.png"]
 
 
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [
+        ("Training", "Validation", "Testing"),
+        ("TRAIN", "VALID", "TEST"),
+        ("train_set", "val_set", "test_set"),
+        ("trainset", "valset", "testset"),
+        ("train-set", "val-set", "test-set"),
+        ("Train Data", "Dev Data", "Test Data"),
+        ("training_set", "validation_set", "testing_set"),
+        ("images_train", "images_val", "images_test"),
+        ("train_images", "dev", "TestImages"),
+    ],
+)
+@pytest.mark.parametrize("below", ["", "archive/"])
+def test_parts_by_their_common_names(tmp_path: Path, train: str, val: str, test: str, below: str) -> None:
+    counts = {f"{train}/cat": 2, f"{train}/dog": 2, f"{val}/cat": 1, f"{test}/dog": 1}
+    draw_folder(tmp_path / "pets", {f"{below}{name}": count for name, count in counts.items()})
+    for path in (tmp_path / "pets", zipped(tmp_path / "pets")):
+        with open_image_folder(path) as folder:
+            assert folder.labels == ("cat", "dog")
+            splits = [entry.split for entry in folder.entries]
+            assert (splits.count("train"), splits.count("val"), splits.count("test")) == (4, 1, 1)
+
+
+def test_parts_within_the_class_folders(tmp_path: Path) -> None:
+    draw_folder(tmp_path / "pets", {"cat/Train": 2, "cat/test": 1, "dog/train": 2, "dog/Validation": 1})
+    for path in (tmp_path / "pets", zipped(tmp_path / "pets", below="pets/")):
+        with open_image_folder(path) as folder:
+            assert summary(folder) == [
+                ("cat/Train/000.png", "cat", "train"),
+                ("cat/Train/001.png", "cat", "train"),
+                ("cat/test/000.png", "cat", "test"),
+                ("dog/Validation/000.png", "dog", "val"),
+                ("dog/train/000.png", "dog", "train"),
+                ("dog/train/001.png", "dog", "train"),
+            ]
+
+
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".JFIF", ".Heic", ""])
+def test_images_are_known_by_suffix_or_first_bytes(tmp_path: Path, png: bytes, suffix: str) -> None:
+    draw_folder(tmp_path / "pets", {"dog": 1})
+    (tmp_path / "pets/cat").mkdir()
+    (tmp_path / f"pets/cat/0{suffix}").write_bytes(png)
+    (tmp_path / "pets/cat/README").write_text("no image")
+    for path in (tmp_path / "pets", zipped(tmp_path / "pets")):
+        with open_image_folder(path) as folder:
+            assert [entry.name for entry in folder.entries] == [f"cat/0{suffix}", "dog/000.png"]
+            assert folder.ignored == ("cat/README",)
+            assert find_unreadable(folder) == {}
+
+
+def test_a_link_to_an_image_that_is_not_there_is_unreadable(tmp_path: Path) -> None:
+    draw_folder(tmp_path / "pets", {"cat": 1, "dog": 1})
+    (tmp_path / "pets/cat/gone.png").symlink_to("/nowhere/0.png")
+    with open_image_folder(tmp_path / "pets") as folder:
+        assert find_unreadable(folder) == {
+            "cat/gone.png": "the link's target '/nowhere/0.png' cannot be read (No such file or directory)"
+        }
+
+
+def test_a_pipe_is_ignored_and_reported(tmp_path: Path) -> None:
+    draw_folder(tmp_path / "pets", {"cat": 1, "dog": 1})
+    os.mkfifo(tmp_path / "pets/cat/pipe.png")
+    with open_image_folder(tmp_path / "pets") as folder:
+        assert folder.ignored == ("cat/pipe.png",)
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u0dc1\u0dca\u200d\u0dbb\u0dd3"],
+    ids=["Persian", "Sinhala"],
+)
+def test_joiners_within_labels(tmp_path: Path, label: str) -> None:
+    draw_folder(tmp_path / "pets", {label: 1, "dog": 1})
+    for path in (tmp_path / "pets", zipped(tmp_path / "pets")):
+        with open_image_folder(path) as folder:
+            assert folder.labels == ("dog", label)
+
+
 # refusals
+
+
+def test_a_dead_link_that_may_be_a_class_is_refused(tmp_path: Path) -> None:
+    draw_folder(tmp_path / "pets", {"cat": 1, "dog": 1})
+    (tmp_path / "pets/eel").symlink_to("/nowhere/eel")
+    assert refusal(tmp_path / "pets") == (
+        "DATA has the link 'eel' to what is not there ('/nowhere/eel'): bring back its target, for example by "
+        "mounting or fetching it, or remove the link"
+    )
+
+
+@pytest.mark.parametrize("parts", [("",), ("train/", "test/")], ids=["flat", "parts"])
+def test_a_class_that_begins_with_a_dot_is_refused(tmp_path: Path, parts: tuple[str, ...]) -> None:
+    draw_folder(tmp_path / "data", {f"{part}{name}": 1 for part in parts for name in (".net", "java", "python")})
+    for path in (tmp_path / "data", zipped(tmp_path / "data")):
+        assert refusal(path) == (
+            "DATA has images in '.net', which begins with a dot and so is no class: rename it if it is one, else "
+            "remove it"
+        )
+
+
+@pytest.mark.parametrize("name", ["a" * 1000 + ".png", "/".join("a" * 16_000) + "/0.png"], ids=["long", "deep"])
+def test_a_name_in_a_zip_has_bounds(tmp_path: Path, png: bytes, name: str) -> None:
+    path = write_zip(tmp_path / "data.zip", {"cat/0.png": png, "dog/0.png": png, name: png})
+    assert refusal(path).startswith(f"DATA has a name of {len(name):,} characters, {name[:80]!r}...; at most 1,000 are")
+
+
+def test_folders_in_each_other_have_bounds(tmp_path: Path) -> None:
+    draw_folder(tmp_path / "data", {"cat": 1, "dog": 1, "/".join("a" * 40): 1})
+    for path in (tmp_path / "data", zipped(tmp_path / "data")):
+        assert " folders in each other, 'a/a/" in refusal(path)
+        assert refusal(path).endswith("at most 32 are allowed: move the class folders up")
+
+
+def test_a_zip_of_deep_names_costs_no_more_than_they_are_long(tmp_path: Path, png: bytes) -> None:
+    deep = [f"{n}/" + "/".join("b" * 30) + "/0.png" for n in range(2000)]
+    path = write_zip(tmp_path / "data.zip", dict.fromkeys(deep, png))
+    with open_image_folder(path) as folder:
+        assert len(folder.entries) == 2000
 
 
 def test_no_such_path(tmp_path: Path) -> None:
@@ -195,7 +325,7 @@ def _no_images(folder: Path) -> None:
 
 def _only_text(folder: Path) -> None:
     (folder / "cat").mkdir(parents=True)
-    (folder / "cat" / "a.heic").touch()
+    (folder / "cat" / "a.svg").touch()
 
 
 def _images_without_classes(folder: Path) -> None:
@@ -230,13 +360,12 @@ LAYOUT = "give one folder per class, or train/ and test/ (and val/) with one fol
     [
         pytest.param(
             _no_images,
-            f"DATA has no images (.png, .jpg, .jpeg, .webp, .gif, .bmp, .tif, .tiff): {LAYOUT}",
+            f"DATA has no images ({', '.join(SUFFIXES)}): {LAYOUT}",
             id="nothing",
         ),
         pytest.param(
             _only_text,
-            "DATA has no images (.png, .jpg, .jpeg, .webp, .gif, .bmp, .tif, .tiff); it has 1 other files such as "
-            f"'cat/a.heic': {LAYOUT}",
+            f"DATA has no images ({', '.join(SUFFIXES)}); it has 1 other files such as 'cat/a.svg': {LAYOUT}",
             id="no images",
         ),
         pytest.param(_images_without_classes, f"DATA has no images in class folders: {LAYOUT}", id="no classes"),
@@ -253,6 +382,28 @@ LAYOUT = "give one folder per class, or train/ and test/ (and val/) with one fol
         pytest.param(_no_train, f"DATA has 'test' but no images in 'train': {LAYOUT}", id="no train"),
         pytest.param(
             _two_val, "DATA has more than one folder of a split among 'train', 'val', 'valid': merge them", id="two val"
+        ),
+        pytest.param(
+            lambda folder: draw_folder(folder, {"seg_train/a": 1, "seg_train/b": 1, "seg_test/a": 1}),
+            "DATA has 'seg_test', 'seg_train', which look like parts of the data and not like classes: rename them to "
+            f"'train', 'val' and 'test'; {LAYOUT}",
+            id="unknown parts",
+        ),
+        pytest.param(
+            lambda folder: draw_folder(folder, {"cat/train": 1, "cat/test": 1, "dog": 1}),
+            "DATA has 'test', 'train' within class folders, and other images beside them such as 'dog/000.png': put "
+            "all images of a class into its parts, or none",
+            id="parts within some classes",
+        ),
+        pytest.param(
+            lambda folder: draw_folder(folder, {"cat/train": 1, "cat/training": 1, "dog/train": 1}),
+            "DATA has more than one folder of a split in 'cat': merge them",
+            id="two train within a class",
+        ),
+        pytest.param(
+            lambda folder: draw_folder(folder, {"cat/test": 1, "dog/test": 1}),
+            f"DATA has parts within its class folders, but no images in 'train': {LAYOUT}",
+            id="no train within the classes",
         ),
         pytest.param(_more_beside_splits, f"DATA has 'extra' beside 'train': {LAYOUT}", id="more beside splits"),
     ],
@@ -304,6 +455,22 @@ def test_layouts_that_are_refused(tmp_path: Path, make: Callable[[Path], None], 
             {"a\x07b": 1, "c": 1},
             r"DATA has a class folder 'a\x07b'; a class's name has 1 to 100 printable characters: rename it",
             id="unprintable",
+        ),
+        pytest.param(
+            {"a\u200d": 1, "c": 1},
+            r"DATA has a class folder 'a\u200d'; a class's name has 1 to 100 printable characters: rename it",
+            id="joins nothing",
+        ),
+        pytest.param(
+            {"a\u202eb": 1, "c": 1},
+            r"DATA has a class folder 'a\u202eb'; a class's name has 1 to 100 printable characters: rename it",
+            id="turns the line",
+        ),
+        pytest.param(
+            {"a\u200cb": 1, "ab": 1},
+            r"DATA has the class folders 'ab' and 'a\u200cb', which differ only in case, spaces or the form of their "
+            "letters: merge or rename them",
+            id="alike but for a joiner",
         ),
         pytest.param(
             {"a" * 101: 1, "c": 1},

@@ -230,7 +230,7 @@ def test_unreadable_images_are_refused(pets: Path, load: Load) -> None:
     assert str(caught.value) == (
         f"'{pets}': 1 of 38 images cannot be used; repair or remove them, or have them skipped (--skip-unreadable):\n"
         "  train/cat/003.png: the 8 bytes are not a readable image (UnidentifiedImageError): send one of PNG, JPEG, "
-        "WEBP, GIF, BMP, TIFF"
+        "WEBP, GIF, BMP, TIFF, AVIF, HEIF"
     )
 
 
@@ -278,7 +278,7 @@ def test_what_a_person_should_know_is_said(tmp_path: Path, load: Load) -> None:
         "1 of 2 classes have no image in test, such as 'dog'",
         "the largest class has 15 times the training images of the smallest",
         "1 test images are also among those trained or selected on",
-        "1 files were ignored: no images, or outside of the class folders",
+        "1 files were ignored: no images, or outside of the class folders, such as 'notes.txt'",
     )
 
 
