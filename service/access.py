@@ -156,7 +156,7 @@ def require_own(scope: Scope, server: Server) -> None:
     """
     if not server.is_for_own_user or server.keys.are_known:
         return
-    trouble = why_foreign(scope["headers"], scope["method"], server.allowed_hosts)
+    trouble = why_foreign(scope["headers"], scope["method"], server.allowed_hosts, server.allowed_origins)
     if trouble is not None:
         raise ForeignRequest(
             f"this server answers only this machine's own pages and programs, and {trouble}: call it by its loopback "

@@ -13,7 +13,10 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import bentoml
+import psutil
+import uvicorn.config
 from bentoml._internal.configuration.containers import BentoMLContainer  # nothing public has its tracer provider
+from bentoml._internal.server.http.traffic import TimeoutMiddleware
 from bentoml.exceptions import BentoMLException
 from circus.sighandler import SysHandler  # type: ignore[import-untyped]
 from starlette.exceptions import HTTPException
@@ -22,15 +25,21 @@ from starlette.types import Receive, Scope, Send
 from models.errors import InvalidConfig, NotReady
 from models.family import end_with_parent
 from service import errors, views
+from service.door import Door, raised_file_limit
+from service.draining import drain_on_sigterm
+from service.head import HeadAsGet
 from service.http import create_app
 from service.logs import write_json_logs
 from service.memory import keep_large_blocks_apart
 from service.metrics import Metrics, forget_dead_processes
+from service.protocol import protocol_class
 from service.runtime import start_runtime
 from service.server import Server, build_server
 from service.settings import become_parent, load_settings, metrics_folder, traces_endpoint
 
 app = create_app()
+door = Door()
+uvicorn.config.HTTP_PROTOCOLS["auto"] = protocol_class(door)  # type: ignore[assignment]  # BentoML names none
 UNTRACED = [r"^[^/]+//[^/]+/(livez|readyz|healthz|metrics)$"]  # asked every few seconds
 
 
@@ -46,13 +55,30 @@ def tracing(endpoint: str | None) -> dict[str, object]:
     }
 
 
-def end_on_hang_up() -> None:
-    """Have BentoML's parent process take SIGHUP, a closed terminal, for SIGTERM; its own handler would reload.
+def choose_endings() -> None:
+    """Say what signals mean to BentoML's parent process, which ends its workers with SIGTERM, whatever comes.
 
-    One that was started to outlive its terminal, by nohup, goes on as it is.
+    SIGHUP, a closed terminal, is taken for SIGTERM; its own handler would reload. A process that was started to
+    outlive its terminal, by nohup, goes on as it is. SIGINT, Ctrl-C, is passed on: nobody waits for the draining.
     """
     is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     SysHandler.handle_hup = SysHandler.handle_winch if is_ignored else SysHandler.handle_term
+    SysHandler.handle_int = interrupt_workers
+
+
+def interrupt_workers(handler: SysHandler) -> None:
+    """End without draining."""
+    for worker in psutil.Process().children():
+        worker.send_signal(signal.SIGINT)
+    handler.quit()
+
+
+async def untimed(middleware: TimeoutMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
+    """Stand in for BentoML's time limit, whose timers outlive their requests: 850 bytes each, for all its time."""
+    await middleware.app(scope, receive, send)
+
+
+TimeoutMiddleware.__call__ = untimed  # type: ignore[method-assign, assignment]  # no setting leaves it out
 
 
 async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,7 +92,6 @@ async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
     tracing=tracing(traces_endpoint()),
-    traffic={"timeout": 3600},  # MU2NET_TIMEOUT_S is the limit, and answers in the form of all errors
 )
 @bentoml.asgi_app(mounted, path="/")
 class Mu2Net:
@@ -82,7 +107,7 @@ class Mu2Net:
         forget_dead_processes(metrics_folder())
         # not set for the whole process: FastAPI would make spans of its own, the request's a second time
         tracer = BentoMLContainer.tracer_provider.get().get_tracer("mu2net")
-        self._server: Server = build_server(settings, Metrics(), tracer)
+        self._server: Server = build_server(settings, Metrics(), tracer, door)
         app.state.server = self._server
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
@@ -91,7 +116,9 @@ class Mu2Net:
         """Refuse wrong settings once, before any worker starts and is started again; tie the processes together."""
         try:
             settings = load_settings()
-            end_on_hang_up()
+            write_json_logs()
+            choose_endings()
+            raised_file_limit()
             if settings.parent is not None:
                 end_with_parent(settings.parent)
             become_parent()
@@ -105,6 +132,7 @@ class Mu2Net:
     def start(self) -> None:
         gc.freeze()  # what was imported stays: collecting after a reload must not stop requests to search it all
         self._server.start()
+        drain_on_sigterm(door, self._server.settings.drain_s)
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     async def stop(self) -> None:
@@ -122,3 +150,6 @@ class Mu2Net:
             told = errors.problem_of(error)
             raise HTTPException(told.status_code, bytes(told.body).decode(), dict(told.headers)) from error
         raise HTTPException(200, ready.model_dump_json(), {"content-type": "application/json"})
+
+
+Mu2Net.add_asgi_middleware(HeadAsGet)  # type: ignore[attr-defined]

@@ -1,7 +1,8 @@
-"""The door: every connection of the server, how many there are, whose they are, and how long they take to ask.
+"""The door: every connection of the server, how many there are, whose they are, and how long they take.
 
 A connection costs a file descriptor and memory before anybody knows who is there, so it is limited before a request is
-read: connections in all and of one address, bytes and seconds of a request's head. uvicorn has none of these limits.
+read: connections in all and of one address, bytes and seconds of a request's head. So is what a client leaves unread
+of its answers. uvicorn has none of these limits.
 """
 
 import asyncio
@@ -29,15 +30,24 @@ class DoorLimits:
     max_head_bytes: int = 64 * 2**10
     head_timeout_s: float = 10.0
     keep_alive_s: float = 5.0
+    unread_s: float = 60.0  # that an answer may lie unread
+    max_unread_bytes: int = 64 * 2**20  # of all answers that lie unread; beyond it those that lie longest go
 
 
 class Visitor(Protocol):
     """A connection as the door knows it."""
 
-    waits_since: float | None  # the loop's time since when a head is unfinished; None while there is none
+    waits_since: float | None  # the loop's time since when the client owes a head or the end of a body
+    stalled_since: float | None  # the loop's time since when it has not read what was written
+
+    @property
+    def unread_bytes(self) -> int: ...
 
     def refuse(self, answer: bytes) -> None:
         """Send a last answer and close."""
+
+    def abort(self) -> None:
+        """Close at once; what lies unread is dropped."""
 
 
 class Door:
@@ -92,19 +102,30 @@ class Door:
         self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
 
     def _sweep(self) -> None:
-        """Close the connections whose heads are overdue: one timer for all costs a request nothing."""
+        """Close the connections that take too long: one timer for all costs a request nothing."""
         self._sweeper = None
-        latest = asyncio.get_running_loop().time() - self.limits.head_timeout_s
+        now = asyncio.get_running_loop().time()
+        latest = now - self.limits.head_timeout_s
         for visitor in [v for v in self._inside if v.waits_since is not None and v.waits_since < latest]:
             visitor.refuse(
                 refusal(
                     408,
                     "request-timeout",
-                    f"the request's head was not there after {self.limits.head_timeout_s:g} s: send it at once",
+                    f"the request was not there after {self.limits.head_timeout_s:g} s: send it at once",
                 )
             )
+        self._drop_unread(now)
         if self._inside:
             self._sweep_later()
+
+    def _drop_unread(self, now: float) -> None:
+        stalled = [(v.stalled_since, v.unread_bytes, v) for v in self._inside if v.stalled_since is not None]
+        unread = sum(size for _, size, _ in stalled)
+        for since, size, visitor in sorted(stalled, key=lambda found: found[0]):
+            if now - since <= self.limits.unread_s and unread <= self.limits.max_unread_bytes:
+                return
+            unread -= size
+            visitor.abort()
 
 
 def refusal(status: int, kind: str, detail: str) -> bytes:

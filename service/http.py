@@ -12,6 +12,7 @@ from models.errors import InvalidInput
 from models.store import Current
 from service import asking, console, errors, openapi, v2, views
 from service.access import Caller, allow, asks_store, server_of
+from service.cors import Cors
 from service.job_routes import add_jobs
 from service.keys import ALL_TASKS
 from service.metrics import Visible, subgraph_label
@@ -48,6 +49,7 @@ def create_app() -> FastAPI:
         dependencies=[Depends(KEY), Depends(refuse_unknown_parameters)],
     )
     app.add_middleware(Observed)
+    app.add_middleware(Cors)
     errors.install(app)
     _add_classify(app)
     _add_descriptions(app)

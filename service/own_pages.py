@@ -15,13 +15,16 @@ HOST = re.compile(r"(?P<name>\[[0-9a-f:.]{2,45}\]|[a-z0-9_.-]{1,253})(?::[0-9]{1
 Headers = Iterable[tuple[bytes, bytes]]
 
 
-def why_foreign(headers: Headers, method: str, allowed_hosts: Collection[str]) -> str | None:
+def why_foreign(
+    headers: Headers, method: str, allowed_hosts: Collection[str], allowed_origins: Collection[str] = ()
+) -> str | None:
     """Return why a request is not this machine's own, None if it is.
 
     Args:
         headers: of the request, their names in lower case.
         method: of the request.
         allowed_hosts: names that count as this machine's, beside its own: what `MU2NET_HOSTS` lists.
+        allowed_origins: whose pages count as this machine's: what `MU2NET_CORS_ORIGINS` lists.
     """
     hosts: list[bytes] = []
     origins: list[bytes] = []
@@ -37,6 +40,8 @@ def why_foreign(headers: Headers, method: str, allowed_hosts: Collection[str]) -
         shown = ", ".join(repr(host.decode("latin-1")[:100]) for host in hosts) or "none"
         return f"the host that was asked for ({shown}) is none of this machine's"
     if origins:
+        if len(origins) == 1 and origins[0].decode("latin-1").lower() in allowed_origins:
+            return None
         return None if len(origins) == 1 and _is_own_origin(origins[0], hosts[0], allowed_hosts) else _OF_OTHERS
     if fetched.get(b"sec-fetch-site") in (b"cross-site", b"same-site") and not _is_visit(method, fetched):
         return _OF_OTHERS

@@ -1,12 +1,12 @@
-"""HTTP/1.1 on one connection: uvicorn's protocol with a bounded head, and deaf to upgrades that nobody here knows.
+"""HTTP/1.1 on one connection: uvicorn's protocol behind the door, and deaf to upgrades that nobody here knows.
 
-httptools collects a header line of any length, and takes all that follows an offer to upgrade for another protocol,
-although a server may ignore the offer (RFC 9110, 7.8). Java's HttpClient makes it with every first request.
+uvicorn limits neither a request's head nor the time for it. And httptools takes what follows an offer to upgrade for
+another protocol, although a server may ignore the offer (RFC 9110, 7.8): the body would be lost. Java's HttpClient
+makes such an offer with every first request.
 """
 
 import asyncio
 import logging
-import re
 from typing import Any
 
 import httptools
@@ -14,8 +14,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.door import Door, refusal
 
-UPGRADE_LINE = re.compile(rb"\r\nupgrade[ \t]*:[^\r\n]*(?=\r\n)", re.IGNORECASE)
 LINE_BYTES = 4  # of a header line beside name and value: colon, space, line end
+NOT_PASSED_ON = frozenset({b"upgrade", b"http2-settings"})
 
 log = logging.getLogger("mu2net.protocol")
 
@@ -32,11 +32,13 @@ def protocol_class(door: Door) -> type[HttpToolsProtocol]:
             super().__init__(*arguments, **options)
             self.timeout_keep_alive = door.limits.keep_alive_s  # type: ignore[assignment]  # any number of seconds
             self.waits_since: float | None = None
-            self._head: list[bytes] = []  # what was received of an unfinished head, to be read again without an offer
+            self.stalled_since: float | None = None
             self._head_bytes = 0  # of the lines that the parser has given out
-            self._unparsed_bytes = 0  # received since the parser last gave something out
-            self._reads_head = True
+            self._unparsed_bytes = 0  # received since the parser last gave something out, but for its last piece
+            self._is_between = True  # from the end of one request to the first byte of the next
             self._is_offer = False
+
+        # the connection
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -49,44 +51,69 @@ def protocol_class(door: Door) -> type[HttpToolsProtocol]:
             door.leave(self)
             super().connection_lost(exc)
 
+        def pause_writing(self) -> None:
+            self.stalled_since = self.loop.time()
+            super().pause_writing()
+
+        def resume_writing(self) -> None:
+            self.stalled_since = None
+            super().resume_writing()
+
+        @property
+        def unread_bytes(self) -> int:
+            return self.transport.get_write_buffer_size()
+
         def refuse(self, answer: bytes) -> None:
             self.waits_since = None
-            if not self.transport.is_closing():
-                self._unset_keepalive_if_required()
+            self._unset_keepalive_if_required()
+            if self.transport.is_closing():
+                return
+            if self.cycle is None or self.cycle.response_complete:  # else it would be read as part of an answer
                 self.transport.write(answer)
-                self.transport.close()
+            self.transport.close()
+
+        def abort(self) -> None:
+            self.transport.abort()
 
         def data_received(self, data: bytes) -> None:
             self._unset_keepalive_if_required()
             if self.transport.is_closing():
                 return
-            if self._reads_head:
-                self._head.append(data)
-                if self.waits_since is None:
-                    self.waits_since = self.loop.time()
+            if self._is_between:
+                self._is_between = False
+                self.waits_since = self.loop.time() if self.waits_since is None else self.waits_since
             self._unparsed_bytes += len(data)
             try:
                 self.parser.feed_data(data)
-            except httptools.HttpParserUpgrade:
-                self._on_upgrade()
+            except httptools.HttpParserUpgrade as end:
+                self._on_upgrade(data[end.args[0] :])
+                return
             except httptools.HttpParserError as error:
                 self._on_parser_error(error)
+                return
             if self._unparsed_bytes > door.limits.max_head_bytes:
                 self._refuse_head()
 
-        def _on_upgrade(self) -> None:
+        def _on_upgrade(self, rest: bytes) -> None:
+            """Hand over to WebSocket; else read the request again as one without the offer, and what follows it."""
             if self._should_upgrade():
                 self.waits_since = None
                 door.leave(self)
                 self.handle_websocket_upgrade()
                 return
-            head = b"".join(self._head)
-            self._forget_head()
+            method = self.parser.get_method()
+            if method == b"CONNECT":
+                self.refuse(refusal(400, "bad-request", "this server is not a proxy: ask for one of its paths"))
+                return
+            lines = [b"%s: %s\r\n" % pair for pair in self.headers if pair[0] not in NOT_PASSED_ON]
+            head = b"%s %s HTTP/%s\r\n%s\r\n" % (
+                method, self.url, self.parser.get_http_version().encode(), b"".join(lines),
+            )  # fmt: skip
+            self._is_offer = False
+            self._unparsed_bytes = 0
             self.parser = httptools.HttpRequestParser(self)
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as the class above does
-            self._is_offer = False
-            end = head.find(b"\r\n\r\n")
-            self.data_received(UPGRADE_LINE.sub(b"", head[:end]) + head[end:])
+            self.data_received(head + rest)
 
         def _on_parser_error(self, error: httptools.HttpParserError) -> None:
             if isinstance(error.__context__, _HeadTooLarge):
@@ -101,13 +128,8 @@ def protocol_class(door: Door) -> type[HttpToolsProtocol]:
             )
             self.refuse(refusal(431, "request-header-fields-too-large", detail))
 
-        def _forget_head(self) -> None:
-            self._head.clear()
-            self._head_bytes = 0
-            self._unparsed_bytes = 0
-            self._reads_head = True
-
         def _add_to_head(self, size: int) -> None:
+            self._unparsed_bytes = 0
             self._head_bytes += size
             if self._head_bytes > door.limits.max_head_bytes:
                 raise _HeadTooLarge
@@ -116,7 +138,8 @@ def protocol_class(door: Door) -> type[HttpToolsProtocol]:
 
         def on_message_begin(self) -> None:
             self._head_bytes = 0
-            self._reads_head = True
+            self._is_between = False
+            self.waits_since = self.loop.time() if self.waits_since is None else self.waits_since
             super().on_message_begin()
 
         def on_url(self, url: bytes) -> None:
@@ -125,18 +148,17 @@ def protocol_class(door: Door) -> type[HttpToolsProtocol]:
 
         def on_header(self, name: bytes, value: bytes) -> None:
             self._add_to_head(len(name) + len(value) + LINE_BYTES)
-            self._unparsed_bytes = 0
             super().on_header(name, value)
 
         def on_headers_complete(self) -> None:
-            if self.parser.should_upgrade() and not self._should_upgrade():
-                self._is_offer = True  # the request begins when its head is read again
-                return
             self._unparsed_bytes = 0
-            self._reads_head = False
-            self._head.clear()
+            if self.parser.should_upgrade() and not self._should_upgrade():
+                self._is_offer = True  # the request begins when it is read again
+                return
             self.waits_since = None
             super().on_headers_complete()
+            if door.is_draining and self.cycle is not None:
+                self.cycle.keep_alive = False
 
         def on_chunk_header(self) -> None:
             self._unparsed_bytes = 0
@@ -151,7 +173,15 @@ def protocol_class(door: Door) -> type[HttpToolsProtocol]:
             if self._is_offer:
                 return
             self._unparsed_bytes = 0
-            self._reads_head = True
+            self._is_between = True
+            # uvicorn's keep-alive timer was stopped by a body that came after its answer
+            is_answered = self.cycle is not None and self.cycle.response_complete
+            self.waits_since = self.loop.time() if is_answered else None
             super().on_message_complete()
+
+        def on_response_complete(self) -> None:
+            if not self._is_between and not self.pipeline:  # the rest of a body that nobody waits for
+                self.waits_since = self.loop.time()
+            super().on_response_complete()
 
     return BoundedProtocol

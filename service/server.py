@@ -15,6 +15,7 @@ from models.signatures import Trust, load_signer
 from models.store import Store
 from service import engine
 from service.batcher import Batcher
+from service.door import Door
 from service.job_feed import JobFeed
 from service.keys import KeyRing, key_files
 from service.metrics import Metrics
@@ -50,6 +51,7 @@ class Server:
     keys: KeyRing
     rate_limit: RateLimit
     places: Places
+    door: Door
     trust: Trust | None = None  # whose signatures a release needs, None where it needs none
     store_threads: StoreThreads = field(default_factory=StoreThreads)  # for requests that ask the store or the queue
     upload_threads: StoreThreads = field(default_factory=partial(StoreThreads, UPLOADS_AT_ONCE, UPLOAD_PATIENCE_S))
@@ -81,6 +83,10 @@ class Server:
     @cached_property
     def allowed_hosts(self) -> frozenset[str]:
         return self.settings.allowed_hosts
+
+    @cached_property
+    def allowed_origins(self) -> frozenset[str]:
+        return self.settings.allowed_origins
 
     @cached_property
     def decoded(self) -> DecodedRecords:
@@ -118,8 +124,12 @@ class Server:
         self.upload_threads.stop()
 
 
-def build_server(settings: Settings, metrics: Metrics, tracer: Tracer | None = None) -> Server:
+def build_server(
+    settings: Settings, metrics: Metrics, tracer: Tracer | None = None, door: Door | None = None
+) -> Server:
     """Wire the parts; nothing runs and no store is read before `start`.
+
+    `door` is the one that the server's connections come through, None if something else receives them.
 
     Raises:
         InvalidConfig: CUDA is asked for and not usable, or a trusted key cannot be read.
@@ -164,4 +174,8 @@ def build_server(settings: Settings, metrics: Metrics, tracer: Tracer | None = N
     )
     rate_limit = RateLimit(settings.key_rate)
     places = places_of(settings)
-    return Server(settings, runtime, metrics, batcher, residents, predictor, watcher, keys, rate_limit, places, trust)
+    door = Door() if door is None else door
+    door.open(settings.door_limits, trusted_proxies=settings.trusted_proxies)
+    return Server(
+        settings, runtime, metrics, batcher, residents, predictor, watcher, keys, rate_limit, places, door, trust
+    )

@@ -18,6 +18,7 @@ from models.inspection import MEMORY_LIMIT
 from models.own_token import default_folder
 from models.preprocess import ImageLimits
 from service.addresses import parse_networks
+from service.door import DoorLimits
 from service.rate_limit import RATE
 
 PREFIX = "MU2NET_"
@@ -76,6 +77,21 @@ class Settings(BaseSettings):
         description="names, separated by commas, that a server without keys on a loopback address may be called by, "
         "beside localhost and loopback addresses: those of a proxy before it",
     )
+    cors_origins: str = Field(
+        "",
+        pattern=r"^\s*$|^\s*https?://[^\s,/*]+(\s*,\s*https?://[^\s,/*]+)*\s*$",
+        description="origins, such as https://app.example.com, separated by commas, whose pages may ask this server",
+    )
+    max_connections: int = Field(4096, ge=1, description="connections open at once")
+    max_connections_per_address: int = Field(
+        256, ge=1, description="connections of one IP address, or one IPv6 /64; trusted proxies have no such limit"
+    )
+    max_head_bytes: int = Field(64 * 2**10, ge=1024, description="bytes of a request's line and headers")
+    head_timeout_s: float = Field(10.0, gt=0, le=3600, description="seconds that a request's line and headers may take")
+    keep_alive_s: float = Field(5.0, ge=0, le=3600, description="seconds after which an idle connection is closed")
+    drain_s: float = Field(
+        5.0, ge=0, le=3600, description="seconds after SIGTERM in which new requests are still answered, not ready"
+    )
     log_requests: bool = Field(False, description="log a line for each request; failures of the server always are")
     traces: str | None = Field(
         None,
@@ -127,6 +143,20 @@ class Settings(BaseSettings):
     @property
     def allowed_hosts(self) -> frozenset[str]:
         return frozenset(name for name in (name.strip().lower() for name in self.hosts.split(",")) if name)
+
+    @property
+    def allowed_origins(self) -> frozenset[str]:
+        return frozenset(origin for origin in (part.strip().lower() for part in self.cors_origins.split(",")) if origin)
+
+    @property
+    def door_limits(self) -> DoorLimits:
+        return DoorLimits(
+            max_connections=self.max_connections,
+            max_connections_per_address=self.max_connections_per_address,
+            max_head_bytes=self.max_head_bytes,
+            head_timeout_s=self.head_timeout_s,
+            keep_alive_s=self.keep_alive_s,
+        )
 
     @property
     def token_folder(self) -> Path:

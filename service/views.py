@@ -184,8 +184,11 @@ def readiness(server: Server) -> Readiness:
     """Return for /readyz which release answers, and whether it is the one that is wanted.
 
     Raises:
-        NotReady: no release with a task has proved itself yet, or the engine has not answered for long.
+        NotReady: no release with a task has proved itself yet, the engine has not answered for long, or the server
+            is shutting down.
     """
+    if server.door.is_draining:
+        raise NotReady("not ready: the server is shutting down; send requests to another one")
     stalled_s = server.batcher.busy_s
     if stalled_s > server.settings.engine_stall_s:
         raise NotReady(

@@ -11,8 +11,10 @@ from typing import Any
 import uvicorn
 from prometheus_client import CollectorRegistry
 
+from service.door import Door
 from service.http import create_app
 from service.metrics import Metrics
+from service.protocol import protocol_class
 from service.server import Server, build_server
 from service.settings import Settings
 from tests.test_service_http import wait_for
@@ -22,13 +24,16 @@ from tests.test_service_http import wait_for
 def listening(store: Path, **settings: Any) -> Iterator[tuple[str, Server]]:
     """Serve a store until the block ends; yields its address."""
     own: dict[str, Any] = {"device": "cpu", "poll_interval_s": 0.05, "bind_address": "127.0.0.1"}
-    server = build_server(Settings(store=str(store), **(own | settings)), Metrics(CollectorRegistry()))
+    door = Door()
+    server = build_server(Settings(store=str(store), **(own | settings)), Metrics(CollectorRegistry()), door=door)
     app = create_app()
     app.state.server = server
     # the protocol is named, since asyncio sends small answers at once (TCP_NODELAY) only where it is
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
-        web = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=5))
+        http = protocol_class(door)
+        config = uvicorn.Config(app, http=http, log_level="error", lifespan="off", timeout_graceful_shutdown=5)
+        web = uvicorn.Server(config)
         thread = threading.Thread(target=lambda: asyncio.run(_serve(web, server, listener)))
         thread.start()
         try:

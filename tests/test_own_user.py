@@ -15,6 +15,7 @@ from models.errors import InvalidConfig
 from models.own_token import own_token
 from models.store import Store
 from service.client import AsyncClient, Client
+from service.keys import ALL_TASKS, add_key, new_key
 from service.own_pages import why_foreign
 from service.server import Server
 from tests.listening import listening
@@ -284,3 +285,24 @@ def test_each_change_and_each_refusal_is_a_line_of_the_audit(
     ]  # fmt: skip
     assert all(line["client"].startswith("testclient ") for line in lines)
     assert str(server.own_token) not in json.dumps(lines, default=str)
+
+
+@pytest.mark.parametrize("keys", [False, True], ids=["own user", "keys"])
+def test_pages_of_listed_origins_may_ask_and_no_others(tmp_path: Path, keys: bool) -> None:
+    store = make_store(tmp_path / "store", TaskPlan("first"))
+    if keys:
+        key, _ = new_key("pages", classify=(ALL_TASKS,), manages=(), rate=None)
+        add_key(store.files, key)
+    allowed, other = "https://app.example.com", "https://other.example.com"
+    with listening(store.folder, cache=tmp_path, cors_origins=f"{allowed}, http://localhost:5173") as (address, _):
+        asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+        preflight = httpx.options(f"{address}/v1/classify", headers={"origin": allowed, **asked})
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-origin"] == allowed
+        assert "authorization" in preflight.headers["access-control-allow-headers"]
+        told = httpx.get(f"{address}/v1/tasks", headers={"origin": allowed})
+        assert told.headers["access-control-allow-origin"] == allowed
+        assert told.status_code == (401 if keys else 200)
+        refused = httpx.get(f"{address}/v1/tasks", headers={"origin": other})
+        assert "access-control-allow-origin" not in refused.headers
+        assert refused.status_code == (401 if keys else 403)

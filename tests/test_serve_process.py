@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -61,7 +62,8 @@ def running(
 ) -> Iterator[tuple["subprocess.Popen[bytes]", httpx.Client]]:
     """Serve a store by a process of its own until the block ends."""
     port = free_port()
-    server = start(store, port, environment(home, MU2NET_POLL_INTERVAL_S="0.1", **settings), host)
+    own = {"MU2NET_POLL_INTERVAL_S": "0.1", "MU2NET_DRAIN_S": "0"} | settings
+    server = start(store, port, environment(home, **own), host)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             wait_until(server, lambda: client.get("/livez").status_code == 200)
@@ -253,3 +255,74 @@ def test_hosts_are_addresses() -> None:
         parse_address("example.org")
     with pytest.raises(InvalidConfig, match=r"cannot listen on 192\.0\.2\.1 port 80: "):
         check_port("192.0.2.1", 80)
+
+
+def test_ctrl_c_waits_for_nobody(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", TaskPlan("first"))
+    with running(store.folder, tmp_path, MU2NET_DRAIN_S="3600") as (server, client):
+        wait_until(server, lambda: client.get("/readyz").is_success)
+        server.send_signal(signal.SIGINT)
+        assert server.wait(30) == 0
+
+
+def test_a_server_is_operated(tmp_path: Path) -> None:
+    """Its limit of open files, HEAD, its log, and how it ends: one server, since each takes seconds to start."""
+    store = make_store(tmp_path / "store", TaskPlan("first"))
+    port, env = free_port(), environment(tmp_path, MU2NET_DRAIN_S="3600")
+    command = [str(Path(sys.executable).with_name("mu2net")), "serve", str(store.folder), "--port", str(port)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))  # as the server inherits it
+    try:
+        server = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            wait_until(server, lambda: client.get("/readyz").is_success)
+            (worker,) = psutil.Process(server.pid).children()
+            assert [process.rlimit(psutil.RLIMIT_NOFILE)[0] for process in (psutil.Process(server.pid), worker)] == [
+                hard,
+                hard,
+            ]
+            assert_head_is_get_without_a_body(client)
+            odd = client.post(
+                "/v1/tasks/first/classify", content=picture_with_odd_exif(), headers={"content-type": "image/jpeg"}
+            )
+            assert odd.status_code == 200
+            server.send_signal(signal.SIGTERM)
+            wait_until(server, lambda: client.get("/readyz").status_code == 503)
+            assert_draining(client)
+            worker.send_signal(signal.SIGTERM)  # a second one ends it
+        told, _ = server.communicate(timeout=30)
+        assert server.returncode == 0
+    finally:
+        server.kill()
+    lines = [json.loads(line) for line in told.decode().splitlines()]
+    assert {line["logger"] for line in lines} >= {"bentoml.serve", "mu2net.reload", "py.warnings"}
+    assert all(set(line) >= {"time", "level", "logger", "message"} for line in lines)
+
+
+def picture_with_odd_exif() -> bytes:
+    """Pillow reads it and warns."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0")
+    return file.getvalue()
+
+
+def assert_head_is_get_without_a_body(client: httpx.Client) -> None:
+    for path in ("/", "/livez", "/readyz", "/v1/tasks", "/console/console.js", "/nothing"):
+        head, whole = client.head(path), client.get(path)
+        assert (head.status_code, head.content) == (whole.status_code, b"")
+        assert head.headers["content-length"] == str(len(whole.content))
+    stream = client.head("/v1/jobs/events")  # which has no end
+    assert (stream.status_code, stream.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+    assert client.head("/v1/tasks/first/classify").status_code == 405
+
+
+def assert_draining(client: httpx.Client) -> None:
+    told = client.get("/readyz")
+    assert told.json()["detail"] == "not ready: the server is shutting down; send requests to another one"
+    assert told.headers["connection"] == "close"
+    with httpx.Client(base_url=client.base_url) as other:  # over a connection of its own
+        answer = other.post("/v1/tasks/first/classify", content=picture(), headers={"content-type": "image/png"})
+    assert answer.status_code == 200
