@@ -1,4 +1,7 @@
-"""README's tables of measured bars, out of the result files: `uv run python -m benchmarks.tables` rewrites them."""
+"""The tables of measured bars in README and docs/, out of the result files.
+
+    uv run python -m benchmarks.tables   rewrites them
+"""
 
 import json
 import re
@@ -9,8 +12,13 @@ from benchmarks.evolve import gpu, search
 from benchmarks.quality import bars as quality
 from benchmarks.results import FOLDER
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
 MARKED = re.compile(r"<!-- results:(?P<name>[\w-]+) -->\n.*?<!-- /results -->", re.DOTALL)
+
+
+def pages() -> list[Path]:
+    """Return the pages that may have tables."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def with_tables(text: str) -> str:
@@ -51,4 +59,5 @@ def _table(results: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(with_tables(README.read_text()))
+    for page in pages():
+        page.write_text(with_tables(page.read_text()))

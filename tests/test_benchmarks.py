@@ -1,4 +1,4 @@
-"""What README says was measured is what the result files say, and the bars follow from the raw figures."""
+"""What README and docs/ say was measured is what the result files say; the bars follow from the raw figures."""
 
 import json
 from dataclasses import replace
@@ -9,13 +9,14 @@ import pytest
 from benchmarks.evolve import clones, search
 from benchmarks.results import FOLDER, at_least, at_most
 from benchmarks.serving.bars import bars
-from benchmarks.tables import README, with_tables
+from benchmarks.tables import pages, with_tables
 from evolve import products
 from evolve.config import EvolveConfig, load_config
 
 
-def test_readme_has_the_measured_figures() -> None:
-    text = README.read_text()
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
+def test_pages_have_the_measured_figures(page: Path) -> None:
+    text = page.read_text()
     assert with_tables(text) == text, "the tables are old: run 'uv run python -m benchmarks.tables'"
 
 
