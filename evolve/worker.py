@@ -42,9 +42,10 @@ from models.errors import (
 )
 from models.family import PARENT_VARIABLE, end_with_parent
 from models.jobs import LEASE_S, MAX_FRUITLESS_STARTS, Claim, Job, JobQueue, queue_url
+from models.leftovers import drop_leftovers
 from models.storage import STORE, storage_error
 from models.store import Store
-from models.uploads import Uploads, drop_leftovers, drop_unused
+from models.uploads import Uploads, drop_unused
 
 POLL_S = 0.5  # between looks for a job
 DEFER_S = 0.2  # between attempts to stop a main thread that loads a module

@@ -5,21 +5,19 @@ Nothing ever serves them over HTTP. How long they are kept stands in docs/online
 
 import hashlib
 import shutil
-import tempfile
 import time
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
 from models.errors import DamagedObject, InvalidData, UnknownRelease
-from models.files import FileInfo, abandoned, make_folder, remove
+from models.files import FileInfo, make_folder
 from models.jobs import JobQueue
+from models.leftovers import UNDER_WAY_S
 from models.names import TaskName
 from models.store import Store
 
 FOLDER = "uploads"
-UNDER_WAY_S = 3600.0  # after which an upload without a job is nobody's, nor what a writer left behind
-FORM_PREFIX = "mu2net-upload-"  # of folders for temporary files that hold the images of one request
 
 
 class Uploads:
@@ -139,21 +137,6 @@ def drop_unused(
         uploads.delete(task, but=needed, older_than_s=UNDER_WAY_S)
     elif digest not in needed:
         uploads.discard(task, digest)
-
-
-def drop_leftovers(folder: Path, *, older_than_s: float = UNDER_WAY_S) -> int:
-    """Delete what killed writers left below `folder`, a store's or a cache, and of requests; return the bytes.
-
-    Much of it is images: an upload's copy, what was unpacked or decoded of it.
-    """
-    found = abandoned(folder, older_than_s=older_than_s)
-    with suppress(OSError):  # there is no folder for temporary files at all
-        temporary = Path(tempfile.gettempdir())
-        found += abandoned(temporary, older_than_s=older_than_s, prefixes=[FORM_PREFIX], is_deep=False)
-    for path, _, _ in found:
-        with suppress(OSError):  # it may only be read, or is another user's
-            remove(path)
-    return sum(size for _, size, _ in found)
 
 
 def _is_in_a_release(store: Store, task: TaskName) -> bool:

@@ -27,8 +27,8 @@ from pathlib import Path
 import onnxruntime as ort
 
 from models.files import make_folder, written_beside
+from models.leftovers import drop_leftovers
 from models.names import SubgraphId
-from models.uploads import drop_leftovers
 from service.external_data import Entries, move_weights
 from service.runtime import CPU, Runtime
 

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from models.collect import trim_cache
 from models.errors import Mu2NetError, ProofFailed, kind_of
+from models.leftovers import drop_leftovers
 from models.names import SubgraphId
 from models.release import Release
 from models.signatures import Trust
 from models.store import Store, object_name, route_objects
-from models.uploads import drop_leftovers
 from service.golden import Proofs, RunRows
 from service.memory import NO_MEMORY, give_back, resident_bytes
 from service.metrics import Metrics

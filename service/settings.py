@@ -232,6 +232,13 @@ def server_environment(
     return {"BENTOML_HOME": str(bentoml_home)} | os.environ | own
 
 
+def child_environment() -> Mapping[str, str]:
+    """Return this process's environment for one that imports our packages, wherever this one was started."""
+    above = os.environ.get("PYTHONPATH")
+    paths = [str(Path(__file__).parents[1]), *([] if above is None else [above])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
 def become_parent() -> None:
     """Have the processes that this one starts from now on end with it, see `Settings.parent`."""
     os.environ[PARENT_VARIABLE] = str(os.getpid())

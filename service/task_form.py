@@ -16,10 +16,10 @@ from starlette.formparsers import MultiPartException
 from models.budget import parse_budget
 from models.errors import InvalidInput, InvalidRoute, UnsupportedMedia
 from models.files import held
+from models.leftovers import FORM_PREFIX
 from models.names import TaskName, parse_task_name
 from models.release import require_task
 from models.route import Route
-from models.uploads import FORM_PREFIX
 from service.multipart import FormParser
 from service.upload import check_length, counted
 

@@ -9,10 +9,11 @@ import pytest
 
 from models.errors import DamagedObject, InvalidData
 from models.jobs import JobQueue, JobRequest
+from models.leftovers import UNDER_WAY_S
 from models.names import TaskName
 from models.release import Release
 from models.store import Store
-from models.uploads import UNDER_WAY_S, Uploads, drop_unused
+from models.uploads import Uploads, drop_unused
 from tests.service_store import TaskPlan, make_store
 
 FIRST, BIRDS = TaskName("first"), TaskName("birds")
