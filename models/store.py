@@ -95,6 +95,10 @@ class Store:
         self.on_read: Callable[[str, bytes], None] | None = None  # told the objects that `read_object` returns
         self.bytes_read = 0  # of objects and releases, from the store itself
 
+    def __reduce__(self) -> tuple[type["Store"], tuple[Files, LocalFiles]]:
+        """In another process: a store that reads and stores objects; whoever signs releases does so where the key is."""
+        return Store, (self._files, self._local)
+
     @classmethod
     def create(
         cls, location: str | Path, store_root: Callable[["Store"], Route], *, cache: Path | None = None

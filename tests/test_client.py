@@ -140,8 +140,11 @@ ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and i
 @pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("again", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy, copy.deepcopy])
 def test_every_error_can_be_pickled_and_copied(kind: type[Mu2NetError], again: Callable[[Any], Any]) -> None:
-    own: dict[str, Any] = {"status": 404, "kind": "x"} if kind is RequestRefused else {}
-    error = kind("what happened", **own)
+    own: dict[type[Mu2NetError], dict[str, Any]] = {
+        RequestRefused: {"status": 404, "kind": "x"},
+        errors.ProofFailed: {"kind": "x"},
+    }
+    error = kind("what happened", **own.get(kind, {}))
     found = again(error)
     assert (type(found), str(found), vars(found)) == (kind, "what happened", vars(error))
 

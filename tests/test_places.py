@@ -266,7 +266,8 @@ def test_who_does_not_read_an_answer_holds_no_place(store: Store) -> None:
             async def send_to(message: MutableMapping[str, Any]) -> None:
                 held.append(server.places.requests.used)  # as long as this waits, the client does not read
 
-            scope = {"type": "http", "method": "GET", "path": "/v1/tasks", "query_string": b"", "headers": []}
+            scope = {"type": "http", "method": "GET", "path": "/v1/tasks", "query_string": b""}
+            scope["headers"] = [(b"host", b"127.0.0.1")]
             await client.app(scope, receive, send_to)
 
         assert client.portal is not None
@@ -277,12 +278,12 @@ def test_who_does_not_read_an_answer_holds_no_place(store: Store) -> None:
 def test_an_upload_whose_key_is_revoked_meanwhile_is_not_queued(teams: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     key, token = keyed(teams, "sender")
 
-    async def inspect(path: Path, *, shown_as: str) -> None:
+    async def inspect(path: Path, *, shown_as: str, max_bytes: int) -> None:
         revoke_key(teams.files, key)
         while server.keys.holder(token) is not None:
             await asyncio.sleep(0.01)
 
-    monkeypatch.setattr("service.job_routes.inspect_apart", inspect)
+    monkeypatch.setattr("models.inspection.inspect_apart", inspect)
     with served(teams.folder) as (client, server):
         wait_for(lambda: server.keys.holder(token) is not None)
         client.headers.update(bearer(token))

@@ -13,6 +13,7 @@ import pytest
 
 from models.jobs import JobQueue, queue_url
 from models.names import TaskName
+from models.own_token import own_token
 from models.store import Store
 from tests.conftest import draw_image_folder
 from tests.drawn import zipped
@@ -32,6 +33,7 @@ class Running:
         env = environment(home, MU2NET_POLL_INTERVAL_S="0.1")
         self.process = subprocess.Popen(command, env=env, start_new_session=True)
         self.client = client
+        self.client.headers["authorization"] = f"Bearer {own_token(home / '.cache' / 'mu2net')}"
 
     def wait_until_alive(self) -> None:
         wait_until(self.process, lambda: self.client.get("/livez").status_code == 200)

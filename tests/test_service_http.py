@@ -77,7 +77,7 @@ def served(store: Path | str, *, is_ready: bool = True, **settings: Any) -> Iter
             client.headers["authorization"] = f"Bearer {server.own_token}"
         try:
             if is_ready:
-                wait_for(lambda: server.predictor.release is not None)
+                wait_for(lambda: server.watcher.status.last_reload is not None)
             yield client, server
         finally:
             client.portal.call(server.stop)

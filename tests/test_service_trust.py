@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -538,3 +539,16 @@ def test_names_of_files_and_limits() -> None:
     assert release_name(7) == "releases/000007.json"
     assert encode(Current(1))
     assert LocalFiles(FOLDER).exists("README.md")
+
+
+@pytest.mark.parametrize("is_remote", [False, True], ids=["folder", "url"])
+def test_a_store_goes_to_other_processes_without_the_key_that_signs(is_remote: bool, key: Path, tmp_path: Path) -> None:
+    place = f"memory://{tmp_path.name}" if is_remote else tmp_path / "store"
+    made = make_store(tmp_path / "store", TaskPlan("first"))
+    if is_remote:
+        push(made, place, cache=tmp_path / "cache")
+    store = Store.open(place, cache=tmp_path / "cache" if is_remote else None)
+    store.signer = load_signer(key)
+    found = pickle.loads(pickle.dumps(store))
+    assert found.release() == store.release()
+    assert found.signer is None

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from benchmarks.reload.__main__ import free_port, percentile_ms, wait_until_ready
+from benchmarks.reload.__main__ import be_own_user, free_port, percentile_ms, wait_until_ready
 from benchmarks.reload.traffic import Reply, Traffic, pictures
 from evolve.hparams import DataHParams, OptimiserHParams
 from evolve.publish import create_store
@@ -53,6 +53,7 @@ def measure(folder: Path, *, before_s: float = BEFORE_S, budget_s: int = BUDGET_
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             wait_until_ready(client)
+            be_own_user(client, folder)
             answers = quiet_answers(client)
             traffic = Traffic(str(client.base_url), [plan.name for plan in OTHERS], RATE)
             traffic.start()

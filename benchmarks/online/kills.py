@@ -21,7 +21,7 @@ import httpx
 import numpy as np
 
 from benchmarks.online.job import images, send
-from benchmarks.reload.__main__ import free_port
+from benchmarks.reload.__main__ import be_own_user, free_port
 from evolve.journal import iterations
 from evolve.publish import create_store
 from models.names import TaskName
@@ -120,6 +120,7 @@ def serving(store: Store, folder: Path) -> Iterator[httpx.Client]:
             while not _is_alive(client):
                 assert time.monotonic() < deadline, "the server does not start"
                 time.sleep(0.2)
+            be_own_user(client, folder)
             yield client
     finally:
         server.terminate()

@@ -26,6 +26,7 @@ from benchmarks.reload.moves import TRAFFIC, Move, Workload
 from benchmarks.reload.traffic import Reply, Traffic
 from evolve.publish import create_store
 from models.cores import usable_cores
+from models.own_token import own_token
 from models.root import load_root
 
 COMMAND = "uv run python -m benchmarks.reload"
@@ -59,6 +60,7 @@ def run(folder: Path, cycles: int, rate: float) -> None:
         server = subprocess.Popen(command, env=environment)
         try:
             wait_until_ready(client)
+            be_own_user(client, folder)
             traffic = Traffic(str(client.base_url), TRAFFIC, rate)
             traffic.start()
             time.sleep(4.0)  # the client's process starts, and the engine warms up
@@ -166,6 +168,13 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def be_own_user(client: httpx.Client, home: Path) -> None:
+    """Let a client change the store of a server without keys, which was started with `home` as its home folder."""
+    cache = os.environ.get("MU2NET_CACHE")
+    folder = home / ".cache" / "mu2net" if cache is None else Path(cache)
+    client.headers["authorization"] = f"Bearer {own_token(folder)}"
 
 
 def wait_until_ready(client: httpx.Client) -> None:
