@@ -15,10 +15,10 @@ from evolve.journal import IterationStart, Journal
 from models.collect import MIN_GRACE_S, collect, trim_cache
 from models.doomed import MARK_AGE_S, doomed, marked
 from models.errors import PublishConflict, StoreError, UnknownRelease
+from models.leftovers import drop_leftovers
 from models.names import TaskName
 from models.records import encode
 from models.store import Current, Store
-from models.uploads import drop_leftovers
 from models.verify import verify
 from tests.conftest import TINY_CONFIG
 from tests.toy_records import publish_toy, toy_store
