@@ -1,7 +1,6 @@
 """Starts `service.prove` for what is new in a release, and ends it when it takes too long or too much memory."""
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from models.names import RouteId, TaskName
 from service.prepared import PreparedGraphs
 from service.prove import OUT_OF_MEMORY, Proved, Request
 from service.runtime import Runtime
+from service.settings import python_environment
 
 FOLDER = Path(__file__).parents[1]  # where the packages lie, wherever the server was started
 LOOK_S = 0.1
@@ -78,8 +78,7 @@ class ProofProcess:
             cpu_s=limits.timeout_s * max(1, self._runtime.threads),
         )
         command = [sys.executable, "-m", "service.prove"]
-        paths = [str(FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        environment = python_environment(FOLDER)
         with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as answer:
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=answer, stderr=said, env=environment, close_fds=True

@@ -202,6 +202,12 @@ def server_environment(
     return {"BENTOML_HOME": str(bentoml_home)} | os.environ | own
 
 
+def python_environment(folder: Path) -> Mapping[str, str]:
+    """Return this process's environment for a Python that finds the packages in `folder`, wherever it is started."""
+    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
 def become_parent() -> None:
     """Have the processes that this one starts from now on end with it, see `Settings.parent`."""
     os.environ[PARENT_VARIABLE] = str(os.getpid())
