@@ -96,7 +96,7 @@ class Store:
         self.bytes_read = 0  # of objects and releases, from the store itself
 
     def __reduce__(self) -> tuple[type["Store"], tuple[Files, LocalFiles]]:
-        """In another process: a store that reads and stores objects; whoever signs releases does so where the key is."""
+        """Go to another process as a store that reads and stores objects; releases are signed where the key is."""
         return Store, (self._files, self._local)
 
     @classmethod

