@@ -1,22 +1,20 @@
 """Starts `service.prove` for what is new in a release, and ends it when it takes too long or too much memory."""
 
 import json
-import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from models import apart
 from models.errors import ProofFailed, ProofTimeout
 from models.names import RouteId, TaskName
 from service.prepared import PreparedGraphs
 from service.prove import OUT_OF_MEMORY, Proved, Request
 from service.runtime import Runtime
 
-FOLDER = Path(__file__).parents[1]  # where the packages lie, wherever the server was started
 LOOK_S = 0.1
 TOLD_CHARS = 400  # of what a process said before it died
 
@@ -77,12 +75,14 @@ class ProofProcess:
             memory_bytes=limits.memory_bytes,
             cpu_s=limits.timeout_s * max(1, self._runtime.threads),
         )
-        command = [sys.executable, "-m", "service.prove"]
-        paths = [str(FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as answer:
             process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=answer, stderr=said, env=environment, close_fds=True
+                apart.command_of("service.prove"),
+                stdin=subprocess.PIPE,
+                stdout=answer,
+                stderr=said,
+                env=apart.environment(),
+                close_fds=True,
             )
             try:
                 assert process.stdin is not None

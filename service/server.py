@@ -15,6 +15,7 @@ from models.signatures import Trust, load_signer
 from models.store import Store
 from service import engine
 from service.batcher import Batcher
+from service.decoders import Decoders
 from service.job_feed import JobFeed
 from service.keys import KeyRing, key_files
 from service.metrics import Metrics
@@ -45,6 +46,7 @@ class Server:
     metrics: Metrics
     batcher: Batcher
     residents: Residents
+    decoders: Decoders
     predictor: Predictor
     watcher: Watcher
     keys: KeyRing
@@ -113,7 +115,7 @@ class Server:
         self.watcher.stop()
         self.job_feed.stop()
         await self.batcher.stop()
-        self.predictor.stop()
+        self.decoders.stop()
         self.store_threads.stop()
         self.upload_threads.stop()
 
@@ -137,15 +139,8 @@ def build_server(settings: Settings, metrics: Metrics, tracer: Tracer | None = N
     )
     trust = None if settings.trust is None else Trust.of(settings.trust)
     residents = Residents(settings.resident_releases)
-    predictor = Predictor(
-        batcher,
-        residents,
-        limits=settings.image_limits,
-        decode_threads=settings.decode_threads,
-        timeout_s=settings.timeout_s,
-        tracer=tracer,
-    )
-
+    decoders = Decoders(settings, tracer)
+    predictor = Predictor(batcher, residents, decoders, timeout_s=settings.timeout_s)
     watcher = Watcher(
         settings.store,
         StagePool(runtime, prepared_graphs(settings.cache, runtime)),
@@ -164,4 +159,6 @@ def build_server(settings: Settings, metrics: Metrics, tracer: Tracer | None = N
     )
     rate_limit = RateLimit(settings.key_rate)
     places = places_of(settings)
-    return Server(settings, runtime, metrics, batcher, residents, predictor, watcher, keys, rate_limit, places, trust)
+    return Server(
+        settings, runtime, metrics, batcher, residents, decoders, predictor, watcher, keys, rate_limit, places, trust
+    )
