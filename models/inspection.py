@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from models import apart
 from models.errors import ImageTooLarge, InvalidData, InvalidImage, Overloaded
 from models.image_folder import (
     DataLimits,
@@ -125,11 +126,9 @@ async def inspect_apart(path: Path, *, shown_as: str, max_bytes: int = MEMORY_LI
     Raises:
         InvalidData: as there; also if the process dies, or needs too much time or memory.
     """
-    command = [sys.executable, "-m", "models.inspection", str(path), shown_as, str(max_bytes)]
     process = await asyncio.create_subprocess_exec(
-        *command,
-        cwd=Path(__file__).parents[1],
-        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # each thread of it would take memory, and none computes
+        *apart.command_of("models.inspection", str(path), shown_as, str(max_bytes)),
+        env=apart.without_threads(),
         stdin=asyncio.subprocess.PIPE,  # never written to: its end tells the process that this one has gone
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
@@ -159,7 +158,8 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.nice(NICENESS)
     path, shown_as, max_bytes = sys.argv[1:]
-    _limit_itself(int(max_bytes))
+    apart.limit_memory(int(max_bytes))
+    apart.limit_processor_time(CPU_LIMIT_S)
     try:
         told: dict[str, object] = asdict(
             inspect_images(Path(path), shown_as=shown_as, limits=DataLimits(max_threads=MAX_THREADS))
@@ -172,17 +172,6 @@ def main() -> None:
             "smaller images"
         }
     print(json.dumps(told), flush=True)
-
-
-def _limit_itself(max_bytes: int) -> None:
-    """Bound this process's memory and processor time, where the system can."""
-    if sys.platform != "win32":
-        import resource
-
-        for kind, limit in ((resource.RLIMIT_DATA, max_bytes), (resource.RLIMIT_CPU, CPU_LIMIT_S)):
-            _, most = resource.getrlimit(kind)
-            least = limit if most == resource.RLIM_INFINITY else min(limit, most)
-            resource.setrlimit(kind, (least, least))
 
 
 def _end_with_parent() -> None:

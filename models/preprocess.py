@@ -7,7 +7,6 @@ up, as in the µ2Net reference: nothing is cropped away.
 
 import io
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -18,6 +17,7 @@ from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image
 
 from models.errors import ImageTooLarge, InvalidImage, InvalidRoute
+from models.image_cost import PNG_SIGNATURE, image_cost, png_chunks
 
 PLAIN_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 CONTAINER_FORMATS = ("AVIF", "HEIF")  # files that begin with `ftyp`
@@ -25,7 +25,6 @@ FORMATS = PLAIN_FORMATS + CONTAINER_FORMATS  # decoders that strangers' bytes ma
 CONTAINER_BRANDS = frozenset(  # of files that begin with `ftyp`: AVIF's and HEIF's own, and those of both
     {b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 )
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_UNUSED = frozenset({b"tEXt", b"zTXt", b"iTXt", b"iCCP"})  # texts and colour profiles: no pixel depends on them
 PNG_ORIENTATION = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")  # texts that may say how the image is turned
 MAX_ORIENTATION_BYTES = 2**20  # of such a text when unpacked
@@ -74,8 +73,8 @@ def load_pixels(data: bytes, image_size: int, limits: ImageLimits = ImageLimits(
     to 8 bits by their range, see `_highest_value`.
 
     Raises:
-        InvalidImage: not an image of a known format, or a truncated or damaged one.
-        ImageTooLarge: more bytes or pixels than `limits`.
+        InvalidImage: not an image of a known format, a truncated or damaged one, or one of too many parts.
+        ImageTooLarge: more bytes or pixels than `limits`, or more scans than a JPEG may have.
     """
     image = _open(data, limits)
     try:
@@ -115,6 +114,7 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
         raise ImageTooLarge(
             f"the image has {len(data):,} bytes; at most {limits.max_bytes:,} are allowed: send a smaller file"
         )
+    image_cost(data)
     formats: tuple[str, ...] = PLAIN_FORMATS
     if data.startswith(PNG_SIGNATURE):
         data = _without_unused(data)
@@ -149,22 +149,11 @@ def decoder_version() -> str:
     return f"{PIL.__version__} {version('pillow-heif')}"
 
 
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the kind, start and end of each chunk of a PNG, up to where the file is damaged."""
-    start = len(PNG_SIGNATURE)
-    while start + 12 <= len(data):
-        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
-        if end > len(data):
-            return
-        yield data[start + 4 : start + 8], start, end
-        start = end
-
-
 def _without_unused(data: bytes) -> bytes:
     """Return a PNG without its texts and colour profile: Pillow refuses whole images that have much of them."""
     dropped: list[tuple[int, int]] = []
     left = MAX_ORIENTATION_TEXTS
-    for kind, start, end in _png_chunks(data):
+    for kind, start, end in png_chunks(data):
         if kind not in PNG_UNUSED:
             continue
         keyword = next((word for word in PNG_ORIENTATION if data.startswith(word, start + 8)), None)
@@ -193,7 +182,7 @@ def _is_small(kind: bytes, content: bytes) -> bool:
 
 def _significant_bits(data: bytes) -> int:
     """Return the bits of a grey that a PNG's sBIT chunk declares; 0 if it has none."""
-    for kind, start, end in _png_chunks(data):
+    for kind, start, end in png_chunks(data):
         if kind == b"sBIT" and end - start > 12:
             return min(data[start + 8], 16)
         if kind == b"IDAT":
@@ -225,8 +214,10 @@ def upright(image: Image.Image) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return _from_deep_grey(image).convert("RGB")
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image  # a copy of 50 megapixels has 200 MB
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         background = Image.new("RGB", rgba.size, "white")
         background.paste(rgba, mask=rgba.getchannel("A"))
         return background

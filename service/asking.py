@@ -8,10 +8,11 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from service import traces
-from service.access import Caller, allow, server_of
+from service.access import Caller, allow, caller_of, server_of
+from service.decoders import EncodedOrPixels
 from service.engine import LoadedRoute
 from service.metrics import NO_TASK, task_label
-from service.predictor import Answer, EncodedOrPixels
+from service.predictor import Answer
 from service.release import LoadedRelease
 
 Result = TypeVar("Result")
@@ -37,7 +38,8 @@ def choose(request: Request, caller: Caller, release: LoadedRelease, tasks: Sequ
 
 async def answer(request: Request, images: Sequence[EncodedOrPixels], routes: Sequence[LoadedRoute]) -> list[Answer]:
     """Return one answer for each route; given up when the client has gone, see `Predictor.classify`."""
-    return await unless_gone(request, server_of(request).predictor.classify(images, routes))
+    client = caller_of(request).client
+    return await unless_gone(request, server_of(request).predictor.classify(images, routes, client=client))
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

@@ -1,4 +1,4 @@
-"""The queue before the engine: bounded, fair between tasks, and batching by itself.
+"""The queue before the engine: bounded, fair between clients and their tasks, and batching by itself.
 
 The engine runs on one thread. While it is busy, images gather; when it is free, those that have gathered
 run together, up to a limit of rows and of the time that they will take. So a lone image never waits for
@@ -27,9 +27,11 @@ from service.metrics import Metrics, task_label
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 Run = Callable[[Sequence[Row]], list[Logits]]
-Asker = tuple[str, ...]  # the tasks of one image's request: those who ask the same stand in one line
+Asker = tuple[str, ...]  # the tasks of one image's request: a client's images for the same stand in one line
 
-SHARE = 4  # dynamic threshold (Choudhury & Hahne 1998): an asker may hold so many times the room that is left
+SHARE = 4  # dynamic threshold (Choudhury & Hahne 1998): a client may hold so many times the room that is left
+TASK_SHARE = 1  # the same of one line of a client, and of what is left to that client
+FIRST_SHARE = 0.5  # of the room that is left, for several images of a client who holds nothing: others have one image
 NEW_WEIGHT = 0.2  # of the newest batch in the running mean of the engine's speed
 MAX_RETRY_S = 30.0
 YIELD_S = 0.02  # that a piece of other work waits for the queue to empty; then it takes the next turn all the same
@@ -40,6 +42,7 @@ class _Job:
     """One image with all the tasks it is asked about."""
 
     rows: Sequence[Row]
+    client: str
     flops: float
     answer: "asyncio.Future[list[Logits]]"
     since: float = field(default_factory=time.monotonic)
@@ -89,9 +92,10 @@ class Batcher:
         self._max_queue_images = max_queue_images
         self._metrics = metrics
         self._tracer = NoOpTracer() if tracer is None else tracer
-        # One line for each asker in order of arrival, the line whose turn it is first; dicts, so that leaving is cheap.
-        self._lines: OrderedDict[Asker, dict[_Job, None]] = OrderedDict()
-        self._images: Counter[Asker] = Counter()
+        # Of each client one line for each asker in order of arrival, what has its turn first; dicts: leaving is cheap.
+        self._lines: OrderedDict[str, OrderedDict[Asker, dict[_Job, None]]] = OrderedDict()
+        self._images: dict[str, Counter[Asker]] = {}
+        self._waiting = 0  # images in all
         self._flops_per_s = 0.0  # how fast the engine has been lately, 0 as long as nobody knows
         self._seconds_per_image = 0.0
         self._arrival = asyncio.Event()
@@ -111,47 +115,70 @@ class Batcher:
             self._worker.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._worker
-        for job in [job for line in self._lines.values() for job in line]:
+        for job in [job for lines in self._lines.values() for line in lines.values() for job in line]:
             job.answer.cancel()
         self._thread.shutdown(wait=True)
 
     @contextlib.contextmanager
-    def admit(self, asker: Asker, images: int) -> Iterator[None]:
+    def admit(self, asker: Asker, images: int, client: str = "") -> Iterator[None]:
         """Hold room for `images` from before they are decoded until they are answered.
 
-        One asker cannot take all room: the fuller the queue, the less of it may be theirs.
+        One client cannot take all room, nor one of its tasks all of the client's: the fuller the queue, the less of it
+        may be theirs.
 
         Raises:
-            Overloaded: there is no room, or `asker` has its share of it.
+            Overloaded: there is no room, or `client` has its share of it.
         """
-        waiting, own = self._images.total(), self._images[asker]
-        free = self._max_queue_images - waiting
+        free = self._max_queue_images - self._waiting
         if images > free:
             raise self._overloaded(
-                f"the queue is full: {waiting} images are waiting, {images} more would exceed {self._max_queue_images}"
+                f"the queue is full: {self._waiting} images are waiting, {images} more would exceed "
+                f"{self._max_queue_images}"
             )
-        if own and own + images > SHARE * free:
-            raise self._overloaded(
-                f"the queue's share of {', '.join(asker)[:80]} is full: {own} of its images are waiting, and room for "
-                f"{free} more is left to all tasks"
-            )
-        self._count(asker, images)
+        held = self._images.get(client)
+        if held is None:
+            if images > 1 and self._waiting and images > FIRST_SHARE * free:
+                raise self._overloaded(
+                    f"{self._waiting} images are waiting, and {images} more would take over half of the room that is "
+                    f"left, for {free}: send fewer at once"
+                )
+        else:
+            self._check_share(held, asker, images, free)
+        self._count(client, asker, images)
         try:
             yield
         finally:
-            self._count(asker, -images)
+            self._count(client, asker, -images)
+
+    def _check_share(self, held: "Counter[Asker]", asker: Asker, images: int, free: int) -> None:
+        own, alike = held.total(), held[asker]
+        if own + images > SHARE * free:
+            raise self._overloaded(
+                f"the queue's share of this client is full: {own} of its images are waiting, and room for {free} more "
+                "is left to all"
+            )
+        left = SHARE * free - own
+        if alike and alike + images > TASK_SHARE * left:
+            raise self._overloaded(
+                f"the share of {', '.join(asker)[:80]} is full: {alike} of its images are waiting for this client, and "
+                f"room for {min(left, free)} more is left to all its tasks"
+            )
 
     def _overloaded(self, what: str) -> Overloaded:
-        expected_s = self._images.total() * self._seconds_per_image
+        expected_s = self._waiting * self._seconds_per_image
         return Overloaded(
             f"{what}; try again after the time in Retry-After", retry_after_s=min(expected_s, MAX_RETRY_S)
         )
 
-    def _count(self, asker: Asker, images: int) -> None:
-        self._images[asker] += images
-        if not self._images[asker]:
-            del self._images[asker]
-        self._metrics.images_waiting.set(self._images.total())
+    def _count(self, client: str, asker: Asker, images: int) -> None:
+        held = self._images.setdefault(client, Counter())
+        held[asker] += images
+        if not held[asker]:
+            del held[asker]
+        if not held:
+            del self._images[client]
+        self._waiting += images
+        self._metrics.images_waiting.set(self._waiting)
 
     @property
     def busy_s(self) -> float:
@@ -166,10 +193,10 @@ class Batcher:
         finally:
             self._busy_since = None
 
-    async def submit(self, rows: Sequence[Row]) -> list[Logits]:
+    async def submit(self, rows: Sequence[Row], client: str = "") -> list[Logits]:
         """Return the logits of one image's rows. A cancelled call leaves the queue."""
-        job = _Job(rows, flops(rows), asyncio.get_running_loop().create_future())
-        self._lines.setdefault(job.asker, {})[job] = None
+        job = _Job(rows, client, flops(rows), asyncio.get_running_loop().create_future())
+        self._lines.setdefault(client, OrderedDict()).setdefault(job.asker, {})[job] = None
         self._is_idle.clear()
         self._arrival.set()
         try:
@@ -202,27 +229,33 @@ class Batcher:
 
     def _leave(self, job: _Job) -> None:
         """Take `job` out of its line, if it is still in it."""
-        line = self._lines.get(job.asker, {})
-        line.pop(job, None)
-        if not line:
-            self._lines.pop(job.asker, None)
+        lines = self._lines.get(job.client)
+        if lines is None or job.asker not in lines:
+            return
+        lines[job.asker].pop(job, None)
+        if not lines[job.asker]:
+            del lines[job.asker]
+        if not lines:
+            del self._lines[job.client]
 
     def _take(self) -> list[_Job]:
-        """Remove and return jobs for one batch: of each line the oldest, in turns, while they fit.
+        """Remove and return jobs for one batch, while they fit: of each client one in turns, of its lines in turns.
 
         A job larger than a batch goes alone.
         """
         batch: list[_Job] = []
         rows, operations = 0, 0.0
         while self._lines:
-            asker, line = next(iter(self._lines.items()))
+            client, lines = next(iter(self._lines.items()))
+            asker, line = next(iter(lines.items()))
             job = next(iter(line))
             rows += len(job.rows)
             operations += job.flops
             if batch and (rows > self._max_batch_rows or operations > self._max_batch_s * self._flops_per_s):
                 break
             batch.append(job)
-            self._lines.move_to_end(asker)
+            self._lines.move_to_end(client)
+            lines.move_to_end(asker)
             self._leave(job)
         return batch
 

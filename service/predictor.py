@@ -2,21 +2,16 @@
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from opentelemetry.trace import Span, Tracer, get_current_span
-
 from models.errors import ImageTooLarge, InvalidImage, NotReady, Overloaded
-from models.preprocess import ImageLimits, fit_pixels, load_pixels
-from service import traces
+from models.image_cost import ImageCost
 from service.batcher import Batcher
-from service.engine import LoadedRoute, Logits, Pixels, Row
+from service.decoders import Decoders, EncodedOrPixels, of_several
+from service.engine import LoadedRoute, Logits, Row
 from service.release import LoadedRelease
 from service.residents import Residents
-
-EncodedOrPixels = bytes | Pixels  # a file's bytes, or uint8 RGB of any size [height, width, 3]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,25 +25,11 @@ class Answer:
 class Predictor:
     """Answers from the resident releases; a call ends on the release it began on."""
 
-    def __init__(
-        self,
-        batcher: Batcher,
-        residents: Residents,
-        *,
-        limits: ImageLimits,
-        decode_threads: int,
-        timeout_s: float,
-        tracer: Tracer,
-    ) -> None:
+    def __init__(self, batcher: Batcher, residents: Residents, decoders: Decoders, *, timeout_s: float) -> None:
         self._residents = residents
         self._batcher = batcher
-        self._limits = limits
-        self._tracer = tracer
+        self._decoders = decoders
         self._timeout_s = timeout_s
-        self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
-
-    def stop(self) -> None:
-        self._decoders.shutdown(wait=False, cancel_futures=True)
 
     @property
     def release(self) -> LoadedRelease | None:
@@ -78,20 +59,26 @@ class Predictor:
             raise NotReady(f"not ready: release {release.number} has no task yet; add one with 'mu2net evolve'")
         return release
 
-    async def classify(self, images: Sequence[EncodedOrPixels], routes: Sequence[LoadedRoute]) -> list[Answer]:
+    async def classify(
+        self, images: Sequence[EncodedOrPixels], routes: Sequence[LoadedRoute], *, client: str = ""
+    ) -> list[Answer]:
         """Return one answer for each of `routes`.
+
+        Args:
+            images: files or pixels.
+            routes: the tasks that are asked.
+            client: who asks, the unit of fairness; see `Caller.client`.
 
         Raises:
             InvalidImage: an image that cannot be read; of several the message says which.
-            ImageTooLarge: an image with more bytes or pixels than allowed.
+            ImageTooLarge: an image with more bytes, pixels or scans than allowed, or that takes too long to decode.
+            RequestTooLarge: all images together have more pixels than allowed.
             Overloaded: the queue is full, or the answer took longer than allowed.
         """
-        with self._batcher.admit(tuple(route.task for route in routes), len(images)):
+        with self._batcher.admit(tuple(route.task for route in routes), len(images), client):
             try:
                 async with asyncio.timeout(self._timeout_s):
-                    by_image = await _all_or_none(
-                        [self._classify_one(image, routes, i, len(images)) for i, image in enumerate(images)]
-                    )
+                    by_image = await self._classify_all(images, routes, client)
             except TimeoutError:
                 raise Overloaded(
                     f"no answer within {self._timeout_s:g} s, so the request was given up: send fewer images at once, "
@@ -99,25 +86,23 @@ class Predictor:
                 ) from None
         return [Answer(route, [answers[k] for answers in by_image]) for k, route in enumerate(routes)]
 
-    async def _classify_one(
-        self, image: EncodedOrPixels, routes: Sequence[LoadedRoute], index: int, count: int
-    ) -> list[Logits]:
+    async def _classify_all(
+        self, images: Sequence[EncodedOrPixels], routes: Sequence[LoadedRoute], client: str
+    ) -> list[list[Logits]]:
+        costs = await self._decoders.costs(images)
         sizes = sorted({route.route.image_size for route in routes})
-        try:
-            decoded = await asyncio.get_running_loop().run_in_executor(
-                self._decoders, self._decode, image, sizes, get_current_span()
-            )
-        except (InvalidImage, ImageTooLarge) as error:
-            if count == 1:
-                raise
-            raise type(error)(f"image {index + 1} of {count}: {error}") from error
-        return await self._batcher.submit([Row(decoded[route.route.image_size], route) for route in routes])
 
-    def _decode(self, image: EncodedOrPixels, sizes: Sequence[int], request: Span) -> dict[int, Pixels]:
-        with traces.span(self._tracer, "decode", request):
-            if isinstance(image, bytes):
-                return {size: load_pixels(image, size, self._limits) for size in sizes}
-            return {size: fit_pixels(image, size, self._limits) for size in sizes}
+        async def classify(index: int, image: EncodedOrPixels, cost: ImageCost) -> list[Logits]:
+            try:
+                decoded = await self._decoders.decode(image, cost, sizes, client)
+            except (InvalidImage, ImageTooLarge) as error:
+                raise of_several(error, index, len(images)) from error
+            rows = [Row(decoded[route.route.image_size], route) for route in routes]
+            return await self._batcher.submit(rows, client)
+
+        with self._decoders.admit(client, costs):
+            found = zip(images, costs, strict=True)
+            return await _all_or_none([classify(index, image, cost) for index, (image, cost) in enumerate(found)])
 
 
 async def _all_or_none(calls: Sequence[Coroutine[Any, Any, list[Logits]]]) -> list[list[Logits]]:

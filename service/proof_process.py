@@ -2,19 +2,18 @@
 
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from models import apart
 from models.errors import ProofFailed, ProofTimeout
 from models.names import RouteId, TaskName
 from service.prepared import PreparedGraphs
 from service.prove import OUT_OF_MEMORY, Proved, Request
 from service.runtime import Runtime
-from service.settings import child_environment
 
 LOOK_S = 0.1
 TOLD_CHARS = 400  # of what a process said before it died
@@ -76,10 +75,13 @@ class ProofProcess:
             memory_bytes=limits.memory_bytes,
             cpu_s=limits.timeout_s * max(1, self._runtime.threads),
         )
-        command = [sys.executable, "-m", "service.prove"]
         with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as answer:
             process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=answer, stderr=said, env=child_environment()
+                apart.command_of("service.prove"),
+                stdin=subprocess.PIPE,
+                stdout=answer,
+                stderr=said,
+                env=apart.environment(),
             )
             try:
                 assert process.stdin is not None

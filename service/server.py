@@ -15,6 +15,7 @@ from models.signatures import Trust, load_signer
 from models.store import Store
 from service import engine
 from service.batcher import Batcher
+from service.decoders import Decoders
 from service.door import Door
 from service.job_feed import JobFeed
 from service.keys import KeyRing, key_files
@@ -46,6 +47,7 @@ class Server:
     metrics: Metrics
     batcher: Batcher
     residents: Residents
+    decoders: Decoders
     predictor: Predictor
     watcher: Watcher
     keys: KeyRing
@@ -119,7 +121,7 @@ class Server:
         self.watcher.stop()
         self.job_feed.stop()
         await self.batcher.stop()
-        self.predictor.stop()
+        self.decoders.stop()
         self.store_threads.stop()
         self.upload_threads.stop()
 
@@ -147,15 +149,8 @@ def build_server(
     )
     trust = None if settings.trust is None else Trust.of(settings.trust)
     residents = Residents(settings.resident_releases)
-    predictor = Predictor(
-        batcher,
-        residents,
-        limits=settings.image_limits,
-        decode_threads=settings.decode_threads,
-        timeout_s=settings.timeout_s,
-        tracer=tracer,
-    )
-
+    decoders = Decoders(settings, tracer)
+    predictor = Predictor(batcher, residents, decoders, timeout_s=settings.timeout_s)
     watcher = Watcher(
         settings.store,
         StagePool(runtime, prepared_graphs(settings.cache, runtime)),
@@ -177,5 +172,17 @@ def build_server(
     door = Door() if door is None else door
     door.open(settings.door_limits, trusted_proxies=settings.trusted_proxies)
     return Server(
-        settings, runtime, metrics, batcher, residents, predictor, watcher, keys, rate_limit, places, door, trust
+        settings,
+        runtime,
+        metrics,
+        batcher,
+        residents,
+        decoders,
+        predictor,
+        watcher,
+        keys,
+        rate_limit,
+        places,
+        door,
+        trust,
     )

@@ -49,7 +49,11 @@ class Settings(BaseSettings):
     cache: Path | None = Field(None, description="folder for packed weights and copies of a remote store")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA where it is usable")
     engine_threads: int = Field(0, ge=0, le=1024, description="threads of arithmetic; 0 takes every usable core")
-    decode_threads: int = Field(2, ge=1, le=256, description="threads that decode images")
+    decode_threads: int = Field(2, ge=1, le=256, description="threads that decode small images")
+    decode_processes: int = Field(2, ge=1, le=256, description="processes that decode the others, at most at once")
+    decode_timeout_s: float = Field(
+        10.0, ge=0.01, le=3600, description="seconds of processor time that decoding one of these may take"
+    )
     poll_interval_s: float = Field(1.0, ge=0.05, le=3600, description="seconds between looks for a new release")
     timeout_s: float = Field(30.0, gt=0, le=3600, description="seconds after which a waiting request is given up")
     upload_timeout_s: float = Field(60.0, gt=0, le=3600, description="seconds that a classify request's body may take")
@@ -105,6 +109,15 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(50_000_000, ge=1, description="width times height of one image")
     max_request_bytes: int = Field(64 * 2**20, ge=1, description="bytes of one request's body")
     max_request_images: int = Field(64, ge=1, description="images in one request")
+    max_request_pixels: int = Field(
+        800_000_000, ge=1, description="pixels of the images in one request: 64 photos of 12 megapixels fit"
+    )
+    max_pixels_under_way: int = Field(
+        2_400_000_000, ge=1, description="pixels of large images accepted and not yet answered, of all requests"
+    )
+    max_json_bytes: int = Field(
+        4 * 2**20, ge=2**10, description="bytes of JSON in one request; binary data behind it do not count"
+    )
     max_upload_bytes: int = Field(2 * 2**30, ge=1, description="bytes of one zip of labelled images")
     max_inspections: int = Field(2, ge=1, le=64, description="uploads whose images are looked at at once")
     max_inspection_bytes: int = Field(
@@ -187,22 +200,28 @@ def load_settings(store: str | None = None) -> Settings:
     except ValidationError as error:
         raise InvalidConfig("; ".join(_problems(error))) from error
     parse_networks(found.trusted_proxies)
-    _require_room_for_a_body(found)
+    _require_room_for_one(found)
     return found
 
 
-def _require_room_for_a_body(settings: Settings) -> None:
-    """Refuse limits under which the largest body that is allowed could never be received."""
+def _require_room_for_one(settings: Settings) -> None:
+    """Refuse limits under which the largest request or image that is allowed could never be answered."""
     for one, in_all in (
         ("max_request_bytes", "max_body_bytes_under_way"),
         ("max_upload_bytes", "max_upload_bytes_under_way"),
+        ("max_request_pixels", "max_pixels_under_way"),
     ):
         largest, total = getattr(settings, one), getattr(settings, in_all)
         if SHARES * largest > total:
             raise InvalidConfig(
                 f"setting {PREFIX}{in_all.upper()} = {total} leaves one client 1/{SHARES}, too little for "
-                f"a body of {PREFIX}{one.upper()} = {largest} bytes: raise the first or lower the second"
+                f"a request of {PREFIX}{one.upper()} = {largest}: raise the first or lower the second"
             )
+    if settings.max_image_pixels > settings.max_request_pixels:
+        raise InvalidConfig(
+            f"setting {PREFIX}MAX_REQUEST_PIXELS = {settings.max_request_pixels} is too little for one image of "
+            f"{PREFIX}MAX_IMAGE_PIXELS = {settings.max_image_pixels}: raise the first or lower the second"
+        )
 
 
 def is_of_kubernetes(name: str, value: str) -> bool:
@@ -230,13 +249,6 @@ def server_environment(
     own = {"MU2NET_STORE": store, "MU2NET_BIND_ADDRESS": bind_address, "BENTOML_DO_NOT_TRACK": "True"}
     own |= {} if trust is None else {"MU2NET_TRUST": trust}
     return {"BENTOML_HOME": str(bentoml_home)} | os.environ | own
-
-
-def child_environment() -> Mapping[str, str]:
-    """Return this process's environment for one that imports our packages, wherever this one was started."""
-    above = os.environ.get("PYTHONPATH")
-    paths = [str(Path(__file__).parents[1]), *([] if above is None else [above])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def become_parent() -> None:

@@ -1,43 +1,96 @@
-"""Who is next where few may work at once: each holder one after the other, so that a line of one delays nobody else."""
+"""Who is next where few may work at once: one line for each holder, in turns, so a long line delays nobody else."""
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections import OrderedDict, deque
+from types import TracebackType
+
+Waiting = tuple["asyncio.Future[None]", int]
 
 
 class Turns:
-    """Lets a number of holders work at once, each of them once at most. Use from one event loop."""
+    """Lets some work at once, and together with no more than an amount. Use from one event loop."""
 
-    def __init__(self, at_once: int) -> None:
+    def __init__(self, at_once: int, *, total: int = 0) -> None:
+        """
+        Args:
+            at_once: turns that are held at the same time.
+            total: of the amounts of all turns that are held; one alone may have more. 0 is no limit.
+        """
         self._free = at_once
-        self._working: set[str] = set()
-        self._waiting: deque[tuple[str, asyncio.Future[None]]] = deque()
+        self._total = total
+        self._used = 0
+        # One line for each holder who waits, the one whose turn is next first.
+        self._lines: OrderedDict[str, deque[Waiting]] = OrderedDict()
 
-    @asynccontextmanager
-    async def turn(self, holder: str) -> AsyncIterator[None]:
-        """Wait for a turn of `holder` and hold it while the block runs."""
+    def turn(self, holder: str, amount: int = 0) -> "Turn":
+        """Return what waits for a turn of `holder` and holds it while its block runs."""
+        return Turn(self, holder, amount)
+
+    @property
+    def waiting(self) -> int:
+        return sum(map(len, self._lines.values()))
+
+    async def begin(self, holder: str, amount: int) -> None:
+        if not self._lines and self._fits(amount):  # mostly: without a future
+            self._take(amount)
+            return
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((holder, ready))
-        self._call_next()
+        self._lines.setdefault(holder, deque()).append((ready, amount))
         try:
             await ready
-            yield
-        finally:
-            if ready.done() and not ready.cancelled():
-                self._free += 1
-                self._working.discard(holder)
-            else:  # given up while waiting
-                self._waiting.remove((holder, ready))
-            self._call_next()
+        except asyncio.CancelledError:
+            if ready.done() and not ready.cancelled():  # its turn came in the same moment
+                self.end(amount)
+            else:
+                self._leave(holder, (ready, amount))
+            raise
+
+    def end(self, amount: int) -> None:
+        self._free += 1
+        self._used -= amount
+        self._call_next()
+
+    def _fits(self, amount: int) -> bool:
+        return self._free > 0 and (not self._used or not self._total or self._used + amount <= self._total)
+
+    def _take(self, amount: int) -> None:
+        self._free -= 1
+        self._used += amount
+
+    def _leave(self, holder: str, waiting: Waiting) -> None:
+        self._lines[holder].remove(waiting)
+        if not self._lines[holder]:
+            del self._lines[holder]
+        self._call_next()  # who stood behind it may need less
 
     def _call_next(self) -> None:
-        for waiting in list(self._waiting):
-            holder, ready = waiting
-            if not self._free:
+        """Let in whose turn it is; a large amount waits for its room, and nobody passes it meanwhile."""
+        while self._lines:
+            holder, line = next(iter(self._lines.items()))
+            ready, amount = line[0]
+            if not self._fits(amount):
                 return
-            if holder not in self._working:
-                self._waiting.remove(waiting)
-                self._free -= 1
-                self._working.add(holder)
-                ready.set_result(None)
+            line.popleft()
+            if line:
+                self._lines.move_to_end(holder)
+            else:
+                del self._lines[holder]
+            self._take(amount)
+            ready.set_result(None)
+
+
+class Turn:
+    """A context manager, see `Turns.turn`; a class since each image of a request needs one."""
+
+    __slots__ = ("_amount", "_holder", "_turns")
+
+    def __init__(self, turns: Turns, holder: str, amount: int) -> None:
+        self._turns, self._holder, self._amount = turns, holder, amount
+
+    async def __aenter__(self) -> None:
+        await self._turns.begin(self._holder, self._amount)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._turns.end(self._amount)

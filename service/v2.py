@@ -4,15 +4,13 @@ A model's versions are the resident releases that have the task. Same limits, qu
 https://github.com/kserve/open-inference-protocol
 """
 
-import asyncio
-from functools import partial
 from typing import Annotated
 
 import numpy as np
 from fastapi import FastAPI, Path, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.errors import InvalidInput
+from models.errors import InvalidInput, RequestTooLarge
 from service import asking, errors, openapi, tensors, views
 from service.access import allow, server_of
 from service.release import LoadedRelease
@@ -184,15 +182,32 @@ def _add_inference(app: FastAPI) -> None:
 async def _infer(request: Request, model: str, version: int | None) -> Response:
     caller, release = asking.begin(request, version)
     routes = asking.choose(request, caller, release, [model])
-    settings = server_of(request).settings
-    body = await read_body(request, max_bytes=settings.max_request_bytes)
-    read = partial(tensors.read_inference, max_images=settings.max_request_images)
-    inference = await asyncio.to_thread(read, body, request.headers.get(JSON_LENGTH_HEADER))
-    del body  # its images have been copied out
+    server = server_of(request)
+    json_length = request.headers.get(JSON_LENGTH_HEADER)
+    inference = await server.decoders.beside(
+        caller.client,
+        tensors.read_inference,
+        await _inference_body(request, is_json=json_length is None),
+        json_length,
+        max_images=server.settings.max_request_images,
+        max_json_bytes=server.settings.max_json_bytes,
+    )
     (answer,) = await asking.answer(request, inference.images, routes)
     found = np.stack([views.probabilities(logits) for logits in answer.logits])
     tensor, binary = tensors.write_outputs(found, answer.route.route.labels, inference)
     return _response(model, release, inference.id, tensor, binary)
+
+
+async def _inference_body(request: Request, *, is_json: bool) -> bytes:
+    """Return the whole body; of a body without binary data no more is read than JSON may have."""
+    settings = server_of(request).settings
+    if not is_json:
+        return await read_body(request, max_bytes=settings.max_request_bytes)
+    most = min(settings.max_json_bytes, settings.max_request_bytes)
+    try:
+        return await read_body(request, max_bytes=most)
+    except RequestTooLarge:
+        raise tensors.json_too_large(f"more than {most:,} bytes", f"{most:,} bytes") from None
 
 
 def _response(

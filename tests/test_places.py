@@ -3,7 +3,7 @@
 import asyncio
 import json
 import socket
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -142,13 +142,19 @@ def test_addresses_are_counted_by_network_and_proxies_not_at_all() -> None:
         (
             "MU2NET_MAX_BODY_BYTES_UNDER_WAY",
             "70000000",
-            "leaves one client 1/3, too little for a body of MU2NET_MAX_REQ",
+            "leaves one client 1/3, too little for a request of MU2NET_MAX_REQUEST_BYTES",
         ),
         (
             "MU2NET_MAX_UPLOAD_BYTES_UNDER_WAY",
             "9",
-            "leaves one client 1/3, too little for a body of MU2NET_MAX_UPL",
+            "leaves one client 1/3, too little for a request of MU2NET_MAX_UPL",
         ),
+        (
+            "MU2NET_MAX_PIXELS_UNDER_WAY",
+            "9",
+            "leaves one client 1/3, too little for a request of MU2NET_MAX_REQUEST_PIXELS = 800000000: raise",
+        ),
+        ("MU2NET_MAX_REQUEST_PIXELS", "9", "is too little for one image of MU2NET_MAX_IMAGE_PIXELS = 50000000: raise"),
     ],
 )
 def test_limits_that_no_body_fits_are_refused(
@@ -329,26 +335,51 @@ def test_an_upload_that_would_fill_the_disk_is_refused(teams: Store, monkeypatch
         assert server.places.upload_bytes.used == 0
 
 
-def test_a_holder_has_one_turn_at_a_time_and_others_go_before_its_next() -> None:
+def run_in_turns(turns: Turns, *names: str, amount: int = 0, giving_up: Sequence[str] = ()) -> tuple[list[str], int]:
+    """Have work of each name, whose holder is its first letter, ask at the same time; return the order of their turns,
+    and how many had one at once."""
     order: list[str] = []
+    at_once = most = 0
 
-    async def work(turns: Turns, name: str, may_end: asyncio.Event) -> None:
-        async with turns.turn(name[0]):
+    async def work(name: str) -> None:
+        nonlocal at_once, most
+        async with turns.turn(name[0], amount):
             order.append(name)
-            await may_end.wait()
+            at_once += 1
+            most = max(most, at_once)
+            await asyncio.sleep(0)
+            at_once -= 1
 
     async def run() -> None:
-        turns, may_end = Turns(2), asyncio.Event()
-        tasks = [asyncio.create_task(work(turns, name, may_end)) for name in ("a1", "a2", "a3", "b1")]
-        while len(order) < 2:
-            await asyncio.sleep(0)
-        assert order == ["a1", "b1"]
-        tasks[1].cancel()
-        may_end.set()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        tasks = {name: asyncio.create_task(work(name)) for name in names}
+        await asyncio.sleep(0)
+        for name in giving_up:
+            tasks[name].cancel()
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
 
     asyncio.run(asyncio.wait_for(run(), 30))
-    assert order == ["a1", "b1", "a3"]
+    assert turns.waiting == 0
+    return order, most
+
+
+def test_a_long_line_delays_another_holder_by_one_turn() -> None:
+    assert run_in_turns(Turns(1), "a1", "a2", "a3", "a4", "b1", "c1", "b2") == (
+        ["a1", "a2", "b1", "c1", "a3", "b2", "a4"],
+        1,
+    )
+
+
+def test_as_many_work_at_once_as_may_and_their_amounts_fit() -> None:
+    names = ("a1", "b1", "a2", "c1", "a3", "a4")
+    assert run_in_turns(Turns(3), *names)[1] == 3
+    assert run_in_turns(Turns(3, total=20), *names, amount=10)[1] == 2
+    assert run_in_turns(Turns(3, total=5), *names, amount=10)[1] == 1  # more than all that may be goes alone
+
+
+def test_who_gives_up_leaves_the_line_and_its_turn() -> None:
+    turns = Turns(1)
+    assert run_in_turns(turns, "a1", "a2", "b1", "c1", giving_up=("a1", "b1"))[0] == ["a1", "a2", "c1"]
+    assert run_in_turns(turns, "a1")[0] == ["a1"]
 
 
 # streams

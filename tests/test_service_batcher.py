@@ -173,10 +173,10 @@ def test_a_full_queue_refuses_and_has_room_again_afterwards() -> None:
     assert "mu2net_queue_images 0.0" in metrics.render(None).decode()
 
 
-def test_a_flooded_task_leaves_room_in_the_queue_for_others() -> None:
+def test_a_flooded_task_leaves_room_for_the_clients_others() -> None:
     async def scenario(batcher: Batcher, slow: SlowEngine) -> str:
         with contextlib.ExitStack() as held:
-            for _ in range(8):
+            for _ in range(7):
                 held.enter_context(batcher.admit(("flood",), 1))
             with pytest.raises(Overloaded) as caught:
                 held.enter_context(batcher.admit(("flood",), 1))
@@ -185,9 +185,47 @@ def test_a_flooded_task_leaves_room_in_the_queue_for_others() -> None:
 
     message, _, _ = with_batcher(scenario, images=10)
     assert message == (
-        "the queue's share of flood is full: 8 of its images are waiting, and room for 2 more is left to all tasks; "
-        "try again after the time in Retry-After"
+        "the share of flood is full: 7 of its images are waiting for this client, and room for 3 more is left to all "
+        "its tasks; try again after the time in Retry-After"
     )
+
+
+def test_a_client_with_a_full_share_leaves_room_for_another_and_the_same_task() -> None:
+    async def scenario(batcher: Batcher, slow: SlowEngine) -> list[str]:
+        told = []
+        with contextlib.ExitStack() as held:
+            for task in "abcdefgh":
+                held.enter_context(batcher.admit((task,), 1, "flood"))
+            with pytest.raises(Overloaded) as caught:
+                held.enter_context(batcher.admit(("i",), 1, "flood"))
+            told.append(str(caught.value))
+            with pytest.raises(Overloaded) as caught:
+                held.enter_context(batcher.admit(("a",), 2, "another flood"))
+            told.append(str(caught.value))
+            held.enter_context(batcher.admit(("a",), 1, "calm"))
+        return told
+
+    told, _, _ = with_batcher(scenario, images=10)
+    assert told == [
+        "the queue's share of this client is full: 8 of its images are waiting, and room for 2 more is left to all; "
+        "try again after the time in Retry-After",
+        "8 images are waiting, and 2 more would take over half of the room that is left, for 2: send fewer at once; "
+        "try again after the time in Retry-After",
+    ]
+
+
+def test_clients_take_turns_however_long_their_lines() -> None:
+    async def scenario(batcher: Batcher, slow: SlowEngine) -> None:
+        first = asyncio.create_task(batcher.submit([row(1)]))
+        await asyncio.to_thread(slow.started.acquire)
+        asked = [(2, "a", "x"), (3, "a", "x"), (4, "b", "x"), (5, "a", "x"), (6, "a", "y"), (7, "a", "z")]
+        jobs = [asyncio.create_task(batcher.submit([row(value, task)], client)) for value, task, client in asked]
+        await asyncio.sleep(0)
+        slow.may_end.set()
+        await asyncio.gather(first, *jobs)
+
+    _, slow, _ = with_batcher(scenario, rows=2)
+    assert slow.batches == [[1], [2, 6], [7, 4], [3, 5]]
 
 
 def test_tasks_take_turns_however_long_their_lines() -> None:
