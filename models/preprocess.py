@@ -115,7 +115,7 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
         raise ImageTooLarge(
             f"the image has {len(data):,} bytes; at most {limits.max_bytes:,} are allowed: send a smaller file"
         )
-    formats = PLAIN_FORMATS
+    formats: tuple[str, ...] = PLAIN_FORMATS
     if data.startswith(PNG_SIGNATURE):
         data = _without_unused(data)
     elif data[4:8] == b"ftyp":

@@ -597,7 +597,7 @@ def test_unreadable_images_are_found_and_named(tmp_path: Path) -> None:
         problems = find_unreadable(folder, lambda done, total: seen.append((done, total)))
     assert list(problems) == [f"cat/{number:03d}.png" for number in range(7)]
     assert seen == [(done, 9) for done in range(1, 10)]
-    message = str(unreadable(problems, 9, "'pets'"))
+    message = str(unreadable(problems, 9, "'pets'", can_skip=True))
     assert message.startswith(
         "'pets': 7 of 9 images cannot be used; repair or remove them, or have them skipped (--skip-unreadable):\n"
         "  cat/000.png: the 6 bytes are not a readable image"

@@ -226,7 +226,7 @@ def test_images_that_change_while_in_use_are_refused(pets: Path, load: Load) -> 
 def test_unreadable_images_are_refused(pets: Path, load: Load) -> None:
     (pets / "train/cat/003.png").write_bytes(b"no image")
     with pytest.raises(InvalidData) as caught:
-        load(pets)
+        load(pets, skip_unreadable=False)
     assert str(caught.value) == (
         f"'{pets}': 1 of 38 images cannot be used; repair or remove them, or have them skipped (--skip-unreadable):\n"
         "  train/cat/003.png: the 8 bytes are not a readable image (UnidentifiedImageError): send one of PNG, JPEG, "
