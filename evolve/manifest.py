@@ -71,7 +71,7 @@ def _text(path: Path, shown: str) -> str:
         raise InvalidData(f"{shown} is damaged {encoding.upper()} ({error.reason}): {REMEDY}") from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise InvalidData(f"{shown}, line {line} has a NUL character, so this is damaged or not plain text: {REMEDY}")
+        raise InvalidData(f"{shown}, line {line} has a NUL character, which no text has: remove it, or {REMEDY}")
     return text
 
 

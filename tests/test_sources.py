@@ -11,6 +11,7 @@ from evolve.source import as_image_folder
 from evolve.suites import SUITES, VTAB_SPLITS, locate, suite
 from evolve.task import Task, load_task
 from models.errors import InvalidConfig, InvalidData
+from models.labelled_table import read_table
 from models.names import TaskName, parse_task_name
 from tests.conftest import COLOURS, draw_image_folder
 
@@ -88,11 +89,12 @@ def test_one_parquet_file_has_no_splits(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_table_is_unpacked_once(folder: Path, tmp_path: Path) -> None:
-    source = str(write_manifest(folder))
+    source = str(write_parquet(folder, tmp_path / "table") / "train-00000-of-00001.parquet")
     first = as_image_folder(source, tmp_path / "cache")
-    stamp = first.stat().st_mtime_ns
+    (unpacked,) = {image.file.parent for image in read_table(first).images}
+    stamp = unpacked.stat().st_mtime_ns
     assert as_image_folder(source, tmp_path / "cache") == first
-    assert first.stat().st_mtime_ns == stamp
+    assert unpacked.stat().st_mtime_ns == stamp
 
 
 def test_columns_of_other_names_are_to_be_named(folder: Path, tmp_path: Path) -> None:
