@@ -21,11 +21,12 @@ from models import preprocess
 from models.errors import ImageTooLarge, InvalidConfig, InvalidData, InvalidImage
 from models.files import written_beside
 from models.image_folder import (
+    BESIDE_FROM,
     DataLimits,
     ImageEntry,
     ImageFolder,
     Progress,
-    find_unreadable,
+    look_at_images,
     open_image_folder,
     unreadable,
 )
@@ -272,8 +273,7 @@ def load_task(
     if val_fraction is not None and not 0 < val_fraction < 1:
         raise InvalidConfig(f"val_fraction is {val_fraction}; it must lie between 0 and 1: try 0.2, or leave it out")
     with open_image_folder(path, limits) as folder:
-        digests = image_digests(folder)
-        problems = _unreadable(folder, digests, cache_folder, progress)
+        digests, problems = _looked_at(folder, cache_folder, progress)
         labels, ignored, hidden, shown = folder.labels, folder.ignored, folder.hidden, folder.shown_as
         nested = frozenset(folder.nested) - problems.keys()
         if problems and not skip_unreadable:
@@ -358,36 +358,34 @@ def load_images(
     )
 
 
-def _unreadable(
-    folder: ImageFolder, digests: Mapping[ImageEntry, str], cache_folder: Path, progress: Progress | None
-) -> dict[str, str]:
-    """Return the unreadable images' problems, remembered in the cache: the same bytes need no second look."""
-    path = cache_folder / f"{_looked_at(folder, digests)}.unreadable.json"
+def _looked_at(
+    folder: ImageFolder, cache_folder: Path, progress: Progress | None
+) -> tuple[dict[ImageEntry, str], dict[str, str]]:
+    """Return the images' digests and problems. What was found is remembered: the same bytes are decoded once."""
+    path = cache_folder / f"{_digest_of([folder.shown_as, str(folder.limits.image), _decoder()])}.looks.json"
     try:
-        return {str(name): str(text) for name, text in json.loads(path.read_bytes()).items()}
+        known = {str(digest): problem and str(problem) for digest, problem in json.loads(path.read_bytes()).items()}
     except (OSError, ValueError, AttributeError):  # not there yet, or damaged: look again
-        problems = find_unreadable(folder, progress)
-    _remember(path, problems)
-    return problems
+        known = {}
+    digests, problems = look_at_images(folder, progress, known=known, beside_from=BESIDE_FROM)
+    looks = {digest: problems.get(entry.name) for entry, digest in digests.items()}
+    if looks != known:
+        _remember(path, looks)
+    return digests, problems
 
 
 def _is_sequence(folder: ImageFolder, digests: Mapping[ImageEntry, str], cache_folder: Path) -> bool:
     """Return whether the images are like their neighbours by name, remembered in the cache as well."""
     if len(digests) < MIN_PAIRS:
         return False
-    path = cache_folder / f"{_looked_at(folder, digests)}.sequence.json"
+    lines = [f"{entry.name} {digest}" for entry, digest in digests.items()]
+    path = cache_folder / f"{_digest_of([*lines, str(folder.limits.image), _decoder()])}.sequence.json"
     try:
         return bool(json.loads(path.read_bytes()))
     except (OSError, ValueError):
         found = is_sequence(folder, list({digest: entry for entry, digest in digests.items()}.values()))
     _remember(path, found)
     return found
-
-
-def _looked_at(folder: ImageFolder, digests: Mapping[ImageEntry, str]) -> str:
-    """Return a digest of all that decides about what is found by looking at images."""
-    lines = [f"{entry.name} {digest}" for entry, digest in digests.items()]
-    return _digest_of([*lines, str(folder.limits.image), _decoder()])
 
 
 def _decoder() -> str:

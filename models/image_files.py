@@ -98,6 +98,10 @@ class FolderFiles:
             raise too_many_bytes(self.sizes[name], max_bytes)
         return data
 
+    def path(self, name: str) -> str:
+        """Return where a file lies."""
+        return os.path.join(self._folder.absolute(), name)
+
     def head(self, name: str) -> bytes:
         """Return a file's first bytes; none if it cannot be read."""
         try:

@@ -7,7 +7,7 @@ import hashlib
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -19,7 +19,8 @@ from models.cores import usable_cores
 from models.errors import ImageTooLarge, InvalidData, InvalidImage
 from models.image_files import FolderFiles, ZipFiles
 from models.labelled_table import LabelledTable, Split, TableFiles, is_table, read_table
-from models.preprocess import CONTAINER_BRANDS, ImageLimits, load_pixels
+from models.looking import NOTHING_KNOWN, Look, look_at, look_beside
+from models.preprocess import CONTAINER_BRANDS, ImageLimits
 
 Progress = Callable[[int, int], None]  # images done, images in all
 Result = TypeVar("Result")
@@ -79,7 +80,7 @@ JUNK_FOLDERS = frozenset(
 )
 JOINERS = "\u200c\u200d"  # ZERO WIDTH (NON-)JOINER: Persian, Sinhala and others are spelt with them
 MAX_LABEL_LENGTH = 100
-CHECK_SIZE = 8  # pixels; small, so that JPEG files are decoded at their coarsest scale
+BESIDE_FROM = 10_000  # images: to start processes costs as much as to decode some thousand small ones
 THREADED_BYTES = 16 * 2**10  # measured: decoding smaller files, threads only pass the GIL to and fro (1.5 times slower)
 EXAMPLES = 5  # named in one message
 LAYOUT = "give one folder per class, or train/ and test/ (and val/) with one folder per class in each"
@@ -140,6 +141,12 @@ class ImageFolder:
             InvalidImage: gone, or damaged within the zip.
         """
         return self._files.read(self._top + entry.name, self.limits.image.max_bytes)
+
+    def paths(self) -> list[str] | None:
+        """Return where the image files lie, in the order of `entries`; None if they are within another file."""
+        if isinstance(self._files, ZipFiles):
+            return None
+        return [self._files.path(f"{self._top}{entry.name}") for entry in self.entries]
 
     def map(
         self,
@@ -206,28 +213,43 @@ def find_unreadable(folder: ImageFolder, progress: Progress | None = None) -> di
 
 
 def look_at_images(
-    folder: ImageFolder, progress: Progress | None = None
+    folder: ImageFolder,
+    progress: Progress | None = None,
+    *,
+    known: Mapping[str, str | None] = NOTHING_KNOWN,
+    beside_from: int | None = None,
 ) -> tuple[dict[ImageEntry, str], dict[str, str]]:
     """Read every image once and decode it.
+
+    Args:
+        folder: open.
+        progress: called with images done and images in all.
+        known: by the sha256 of files that were decoded before: what is wrong with them, or None.
+        beside_from: from how many images on they are decoded in processes beside this one; None: never.
 
     Returns:
         The sha256 of each image file, or of why it cannot be read; and what is wrong with those that cannot be
         used, by name.
     """
 
-    def look(entry: ImageEntry) -> tuple[str, str | None]:
+    def look(entry: ImageEntry) -> Look:
         try:
             data = folder.read(entry)
         except (InvalidImage, ImageTooLarge) as error:
             return digest_of_problem(error), str(error)
-        digest = hashlib.sha256(data).hexdigest()
-        try:
-            load_pixels(data, CHECK_SIZE, folder.limits.image)
-        except (InvalidImage, ImageTooLarge) as error:
-            return digest, str(error)
-        return digest, None
+        return look_at(data, folder.limits.image, known)
 
-    seen = dict(zip(folder.entries, folder.map(look, folder.entries, progress), strict=True))
+    paths = folder.paths() if beside_from is not None and len(folder.entries) >= beside_from else None
+    if paths is None:
+        looks = folder.map(look, folder.entries, progress)
+    else:
+        looks = []
+        workers = min(usable_cores(), folder.limits.max_threads or usable_cores())
+        for entry, found in zip(folder.entries, look_beside(paths, folder.limits.image, known, workers), strict=True):
+            looks.append(look(entry) if found is None else found)
+            if progress is not None:
+                progress(len(looks), len(paths))
+    seen = dict(zip(folder.entries, looks, strict=True))
     digests = {entry: digest for entry, (digest, _) in seen.items()}
     return digests, {entry.name: problem for entry, (_, problem) in seen.items() if problem is not None}
 
@@ -285,13 +307,14 @@ def part_of(name: str) -> Split | None:
 
 
 def _arrange(files: FolderFiles | ZipFiles, limits: DataLimits, shown: str, *, to_judge: bool) -> ImageFolder:
-    names = [name for name in files.sizes if not _is_hidden(name)]
+    hidden = _hidden([*files.sizes, *files.special])
+    names = [name for name in files.sizes if name not in hidden]
     images = [name for name in names if _is_image(name, files)]
     _check_dead_links(files.dead_links.keys() - set(images), files, shown)
     if not images:
         others = f"; it has {len(names):,} other files such as {min(names)!r}" if names else ""
         raise InvalidData(f"{shown} has no images ({', '.join(SUFFIXES)}){others}: {LAYOUT}")
-    folders = {name for name in files.folders if not _is_hidden(name, is_folder=True)}
+    folders = {name for name in files.folders if not _is_hidden_folder(name)}
     top = _top(images, folders)
     images = [name.removeprefix(top) for name in images if name.startswith(top)]
     folders = {name.removeprefix(top) for name in folders if name.startswith(top)}
@@ -313,18 +336,20 @@ def _arrange(files: FolderFiles | ZipFiles, limits: DataLimits, shown: str, *, t
     words = _Words(shown, "class folder", LAYOUT, {})
     labels = _labels(found, class_folders, words, to_judge=to_judge)
     _check_limits([files.sizes[top + image.name] for image in found], limits, shown)
-    index = {_normal(label): number for number, label in enumerate(labels)}
+    index = _index(labels, {image.folder for image in found})
     used = {top + image.name for image in found}
     return ImageFolder(
         files,
         top,
         shown_as=shown,
         labels=labels,
-        entries=tuple(ImageEntry(image.name, index[_normal(image.folder)], image.split) for image in found),
+        entries=tuple(ImageEntry(image.name, index[image.folder], image.split) for image in found),
         ignored=tuple(
-            sorted([*(name for name in names if name not in used), *(n for n in files.special if not _is_hidden(n))])
+            sorted(
+                [*(name for name in names if name not in used), *(name for name in files.special if name not in hidden)]
+            )
         ),
-        hidden=tuple(sorted(name for name in [*files.sizes, *files.special] if _is_hidden(name))),
+        hidden=tuple(sorted(hidden)),
         nested=tuple(image.name for image in found if image.name.count("/") > (1 if image.split is None else 2)),
         limits=limits,
     )
@@ -344,14 +369,14 @@ def _arrange_table(table: LabelledTable, limits: DataLimits, *, to_judge: bool) 
     labels = _labels(found, {(image.split, image.folder) for image in found}, words, to_judge=to_judge)
     files = TableFiles(table)
     _check_limits([files.sizes[image.name] for image in found], limits, table.shown_as)
-    index = {_normal(label): number for number, label in enumerate(labels)}
+    index = _index(labels, {image.folder for image in found})
     return ImageFolder(
         files,
         "",
         shown_as=table.shown_as,
         labels=labels,
         entries=tuple(
-            ImageEntry(image.name, index[_normal(image.folder)], image.split)
+            ImageEntry(image.name, index[image.folder], image.split)
             for image in sorted(found, key=lambda image: image.name)
         ),
         ignored=(),
@@ -361,13 +386,25 @@ def _arrange_table(table: LabelledTable, limits: DataLimits, *, to_judge: bool) 
     )
 
 
-def _is_hidden(name: str, *, is_folder: bool = False) -> bool:
-    *above, last = name.split("/")
-    if is_folder:
-        above.append(last)
-    elif last.startswith(".") or last.lower() in JUNK_FILES:
-        return True
-    return any(part.startswith(".") or part.lower() in JUNK_FOLDERS for part in above)
+def _hidden(names: Iterable[str]) -> set[str]:
+    """Return the files that are hidden, or lie in hidden folders."""
+    of_folder: dict[str, bool] = {}  # many files lie in few folders
+
+    def in_hidden(folder: str) -> bool:
+        if folder not in of_folder:
+            of_folder[folder] = bool(folder) and _is_hidden_folder(folder)
+        return of_folder[folder]
+
+    hidden = set()
+    for name in names:
+        folder, _, last = name.rpartition("/")
+        if last.startswith(".") or last.lower() in JUNK_FILES or in_hidden(folder):
+            hidden.add(name)
+    return hidden
+
+
+def _is_hidden_folder(name: str) -> bool:
+    return any(part.startswith(".") or part.lower() in JUNK_FOLDERS for part in name.split("/"))
 
 
 def _is_image(name: str, files: FolderFiles | ZipFiles) -> bool:
@@ -406,7 +443,7 @@ def _check_hidden(files: FolderFiles | ZipFiles, parents: set[str], shown: str) 
                 and name.startswith(parent)
                 and folder.startswith(".")
                 and folder.lower() not in JUNK_FOLDERS
-                and not _is_hidden(below)
+                and not _hidden([below])
             ):
                 meant.add(folder)
     if meant:
@@ -542,6 +579,12 @@ def _labels(
     if len(to_learn) < 2:
         raise InvalidData(f"{words.shown} has the one class {_list(to_learn)}; at least two are needed: {words.layout}")
     return _in_order(to_learn)
+
+
+def _index(labels: Sequence[str], names: set[str]) -> dict[str, int]:
+    """Return the number of the class of each name."""
+    number = {_normal(label): index for index, label in enumerate(labels)}
+    return {name: number[_normal(name)] for name in names}
 
 
 def _in_order(names: set[str]) -> tuple[str, ...]:

@@ -114,6 +114,10 @@ class TableFiles:
             raise too_many_bytes(status.st_size, max_bytes)
         return data
 
+    def path(self, name: str) -> str:
+        """Return where a file lies."""
+        return str(self._files[name])
+
     def close(self) -> None:
         """Nothing is held open."""
 

@@ -162,7 +162,7 @@ HOSTILE = {
     "absolute": (zip_of({"/ant/0.png": image(), "bee/0.png": image()}), "points outside of the zip"),
     "link": (linked(), "is a link or a device"),
     "bomb": (BOMB, "at most 200 times its own size is allowed"),
-    "wrong types": (zip_of({"ant/0.txt": b"a", "bee/0.exe": b"b"}), "has no images (.png, .jpg"),
+    "wrong types": (zip_of({"ant/0.txt": b"a", "bee/0.exe": b"b"}), "has no images (.png, .apng"),
     "no image": (zip_of({"ant/0.png": b"<svg/>", "bee/0.png": image()}), "1 of 2 images cannot be used"),
     "huge image": (zip_of({"ant/0.png": huge_image(), "bee/0.png": image()}), "at most 50,000,000 pixels are allowed"),
     "one class": (zip_of({"ant/0.png": image(), "ant/1.png": image(1)}), "has the one class 'ant'; at least two"),
