@@ -55,7 +55,7 @@ def look_beside(
     def ask(chunk: Sequence[str]) -> list[Look | None]:
         process = idle.get()
         try:
-            return [None if look is None else (look[0], look[1]) for look in _asked(process, chunk)]
+            return _asked(process, chunk)
         finally:
             idle.put(process)
 
@@ -94,7 +94,7 @@ def _send(process: "subprocess.Popen[str]", content: object) -> None:
         process.stdin.flush()
 
 
-def _asked(process: "subprocess.Popen[str]", chunk: Sequence[str]) -> list[list[str]]:
+def _asked(process: "subprocess.Popen[str]", chunk: Sequence[str]) -> list[Look | None]:
     assert process.stdout is not None, "it is a pipe"
     _send(process, list(chunk))
     answer = process.stdout.readline()
@@ -103,7 +103,7 @@ def _asked(process: "subprocess.Popen[str]", chunk: Sequence[str]) -> list[list[
             f"a process that decodes images ended before its time, at one of {chunk[0]!r} to {chunk[-1]!r}: memory may "
             "be short, or one of them ends the decoder; free some, or look at these images"
         )
-    return list(json.loads(answer))
+    return [None if look is None else (look[0], look[1]) for look in json.loads(answer)]
 
 
 def main(asked: IO[str], answers: IO[str]) -> None:

@@ -14,6 +14,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -83,8 +84,8 @@ def measure(data: Path, folder: Path) -> Seconds:
         seconds.reading_cold.append(timed(lambda: read(data)))
         seconds.reading_warm.append(timed(lambda: read(data)))
         drop(data)
-        seconds.inspecting_cold.append(timed(lambda: inspect(data, folder / f"cold{turn}")))
-        seconds.inspecting_warm.append(timed(lambda: inspect(data, folder / f"warm{turn}")))
+        seconds.inspecting_cold.append(timed(partial(inspect, data, folder / f"cold{turn}")))
+        seconds.inspecting_warm.append(timed(partial(inspect, data, folder / f"warm{turn}")))
     return seconds
 
 
