@@ -21,9 +21,9 @@ from models.names import TaskName, parse_task_name
 from models.store import Store
 
 if TYPE_CHECKING:
+    from evolve.columns import Columns
     from evolve.config import EvolveConfig
     from evolve.run import Executor, Outcome
-    from evolve.source import Columns
     from evolve.suites import SuiteTask
 
 if find_spec("torch") is None:
@@ -115,8 +115,8 @@ def evolve(
 
     An interrupted run is taken up again by the same command.
     """
+    from evolve.columns import Columns
     from evolve.config import load_config
-    from evolve.source import Columns
 
     opened = open_store(store, sign)
     if plain and (workers is not None or executor != "local"):

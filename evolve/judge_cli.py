@@ -39,9 +39,10 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Judge a live route on labelled images: accuracy, classes, confusion, calibration."""
+    from evolve.columns import Columns
     from evolve.evaluation import evaluate as judged
     from evolve.evaluation import plot_confusion
-    from evolve.source import Columns, as_image_folder
+    from evolve.source import as_image_folder
     from evolve.task import has_test_part, load_images
 
     opened = Store.open(store)

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evolve.source import HUB_PREFIX, Columns
+from evolve.columns import Columns
+from evolve.source import HUB_PREFIX
 from models.errors import InvalidConfig, InvalidData
 from models.names import TaskName
 

@@ -21,16 +21,17 @@ from models import preprocess
 from models.errors import ImageTooLarge, InvalidConfig, InvalidData, InvalidImage
 from models.files import written_beside
 from models.image_folder import (
+    BESIDE_FROM,
     DataLimits,
     ImageEntry,
     ImageFolder,
     Progress,
-    Split,
-    find_unreadable,
+    look_at_images,
     open_image_folder,
     unreadable,
 )
 from models.inspection import image_digests, require_choice
+from models.labelled_table import Split
 from models.names import TaskName
 
 TEST_FRACTION = 0.2  # of a data set without splits
@@ -110,12 +111,13 @@ class LabelledImages:
             except (InvalidImage, ImageTooLarge) as error:
                 problems[entry.name] = str(error)
 
-        with open_image_folder(self.source, self.limits) as folder:
+        with open_image_folder(self.source, self.limits, to_judge=True) as folder:
+            shown = folder.shown_as
             entries = [entry for entry in folder.entries if entry.name in position]
             folder.map(decode, entries, progress)
         problems |= dict.fromkeys(position.keys() - {e.name for e in entries}, "gone since the task was loaded")
         if problems:
-            raise unreadable(problems, len(self), repr(str(self.source)))
+            raise unreadable(problems, len(self), shown)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -241,7 +243,7 @@ def load_task(
     cache_folder: Path,
     val_fraction: float | None = None,
     limits: DataLimits = DataLimits(),
-    skip_unreadable: bool = False,
+    skip_unreadable: bool | None = None,
     progress: Progress | None = None,
 ) -> Task:
     """Load labelled images and split them where their layout does not.
@@ -254,13 +256,14 @@ def load_task(
 
     Args:
         name: of the task.
-        path: a folder or a zip, see `open_image_folder`.
+        path: see `open_image_folder`.
         seed: of the split.
         cache_folder: for decoded images; made if need be, may be deleted at any time.
         val_fraction: part of the training images that becomes val where the layout has none; None for 500
             images, but at least a tenth and at most a quarter.
         limits: what is allowed.
-        skip_unreadable: leave out images that cannot be decoded, instead of refusing the data.
+        skip_unreadable: leave out images that cannot be decoded, instead of refusing the data; None where who asks
+            has no such choice: the refusal does not offer it.
         progress: called with images done and images in all, while images are checked.
 
     Raises:
@@ -270,15 +273,15 @@ def load_task(
     if val_fraction is not None and not 0 < val_fraction < 1:
         raise InvalidConfig(f"val_fraction is {val_fraction}; it must lie between 0 and 1: try 0.2, or leave it out")
     with open_image_folder(path, limits) as folder:
-        digests = image_digests(folder)
-        problems = _unreadable(folder, digests, cache_folder, progress)
-        labels, ignored, hidden = folder.labels, folder.ignored, folder.hidden
+        digests, problems = _looked_at(folder, cache_folder, progress)
+        labels, ignored, hidden, shown = folder.labels, folder.ignored, folder.hidden, folder.shown_as
+        nested = frozenset(folder.nested) - problems.keys()
         if problems and not skip_unreadable:
-            raise unreadable(problems, len(digests), repr(str(path)))
+            raise unreadable(problems, len(digests), shown, can_skip=skip_unreadable is not None)
         kept = {entry: digest for entry, digest in digests.items() if entry.name not in problems}
         in_runs = _is_sequence(folder, {entry: kept[entry] for entry in _to_split(kept)}, cache_folder)
-    _check_classes(kept, labels, path)
-    require_choice(kept, repr(str(path)))
+    _check_classes(kept, labels, shown)
+    require_choice(kept, shown)
     splits = _split(kept, seed, val_fraction, in_runs=in_runs)
 
     def images(split: Split) -> LabelledImages:
@@ -301,7 +304,7 @@ def load_task(
         skipped=problems,
         ignored=ignored,
         hidden=hidden,
-        nested=tuple(entry.name for entry in kept if entry.name.count("/") > (1 if entry.split is None else 2)),
+        nested=tuple(entry.name for entry in kept if entry.name in nested),
         contradictory=_contradictory(kept),
         in_runs=in_runs,
     )
@@ -320,7 +323,7 @@ def _contradictory(digests: Mapping[ImageEntry, str]) -> tuple[str, ...]:
 
 def has_test_part(path: Path, *, limits: DataLimits = DataLimits()) -> bool:
     """Whether the layout of labelled images sets some of them apart to be judged on."""
-    with open_image_folder(path, limits) as folder:
+    with open_image_folder(path, limits, to_judge=True) as folder:
         return any(entry.split == "test" for entry in folder.entries)
 
 
@@ -329,21 +332,21 @@ def load_images(
 ) -> LabelledImages:
     """Return images to be judged, labelled by a route's classes: the test part, or all where there are no parts.
 
-    Classes may be missing; images must all be readable.
+    Classes may be missing, as many as all but one; images must all be readable.
 
     Raises:
         InvalidData: no such images, or a class that is not among `labels`.
     """
-    with open_image_folder(path, limits) as folder:
-        unknown = sorted(set(folder.labels) - set(labels))
+    with open_image_folder(path, limits, to_judge=True) as folder:
+        entries = [entry for entry in folder.entries if entry.split == "test"] or list(folder.entries)
+        unknown = sorted({folder.labels[entry.label] for entry in entries} - set(labels))
         if unknown:
             raise InvalidData(
-                f"{str(path)!r} has the class {unknown[0]!r}, which the route does not know; its classes are "
-                f"{', '.join(labels[:20])}: rename or remove the folder, or evolve the task with these images"
+                f"{folder.shown_as} has the class {unknown[0]!r}, which the route does not know; its classes are "
+                f"{', '.join(labels[:20])}: rename or remove it, or evolve the task with these images"
             )
-        entries = [entry for entry in folder.entries if entry.split == "test"] or list(folder.entries)
         known = {label: index for index, label in enumerate(labels)}
-        index = [known[label] for label in folder.labels]
+        index = [known.get(label) for label in folder.labels]  # None: only outside of what is judged
         digest_of = image_digests(folder)
     return LabelledImages(
         tuple(entry.name for entry in entries),
@@ -355,36 +358,34 @@ def load_images(
     )
 
 
-def _unreadable(
-    folder: ImageFolder, digests: Mapping[ImageEntry, str], cache_folder: Path, progress: Progress | None
-) -> dict[str, str]:
-    """Return the unreadable images' problems, remembered in the cache: the same bytes need no second look."""
-    path = cache_folder / f"{_looked_at(folder, digests)}.unreadable.json"
+def _looked_at(
+    folder: ImageFolder, cache_folder: Path, progress: Progress | None
+) -> tuple[dict[ImageEntry, str], dict[str, str]]:
+    """Return the images' digests and problems. What was found is remembered: the same bytes are decoded once."""
+    path = cache_folder / f"{_digest_of([folder.shown_as, str(folder.limits.image), _decoder()])}.looks.json"
     try:
-        return {str(name): str(text) for name, text in json.loads(path.read_bytes()).items()}
+        known = {str(digest): problem and str(problem) for digest, problem in json.loads(path.read_bytes()).items()}
     except (OSError, ValueError, AttributeError):  # not there yet, or damaged: look again
-        problems = find_unreadable(folder, progress)
-    _remember(path, problems)
-    return problems
+        known = {}
+    digests, problems = look_at_images(folder, progress, known=known, beside_from=BESIDE_FROM)
+    looks = {digest: problems.get(entry.name) for entry, digest in digests.items()}
+    if looks != known:
+        _remember(path, looks)
+    return digests, problems
 
 
 def _is_sequence(folder: ImageFolder, digests: Mapping[ImageEntry, str], cache_folder: Path) -> bool:
     """Return whether the images are like their neighbours by name, remembered in the cache as well."""
     if len(digests) < MIN_PAIRS:
         return False
-    path = cache_folder / f"{_looked_at(folder, digests)}.sequence.json"
+    lines = [f"{entry.name} {digest}" for entry, digest in digests.items()]
+    path = cache_folder / f"{_digest_of([*lines, str(folder.limits.image), _decoder()])}.sequence.json"
     try:
         return bool(json.loads(path.read_bytes()))
     except (OSError, ValueError):
         found = is_sequence(folder, list({digest: entry for entry, digest in digests.items()}.values()))
     _remember(path, found)
     return found
-
-
-def _looked_at(folder: ImageFolder, digests: Mapping[ImageEntry, str]) -> str:
-    """Return a digest of all that decides about what is found by looking at images."""
-    lines = [f"{entry.name} {digest}" for entry, digest in digests.items()]
-    return _digest_of([*lines, str(folder.limits.image), _decoder()])
 
 
 def _decoder() -> str:
@@ -398,11 +399,11 @@ def _remember(path: Path, found: object) -> None:
         os.replace(temporary, path)
 
 
-def _check_classes(kept: Mapping[ImageEntry, str], labels: Sequence[str], path: Path) -> None:
+def _check_classes(kept: Mapping[ImageEntry, str], labels: Sequence[str], shown: str) -> None:
     present = {entry.label for entry in kept if entry.split in {"train", None}}
     bare = [label for index, label in enumerate(labels) if index not in present]
     if bare:
-        raise InvalidData(f"{str(path)!r}: no image to train on of the class {bare[0]!r} can be read: add some")
+        raise InvalidData(f"{shown}: no image to train on of the class {bare[0]!r} can be read: add some")
 
 
 def _to_split(entries: Iterable[ImageEntry]) -> list[ImageEntry]:

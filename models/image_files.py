@@ -6,14 +6,15 @@ Nothing is extracted: members of a zip are read in place, and a name from a zip 
 import os
 import re
 import stat
+import struct
 import zipfile
 import zlib
-from contextlib import suppress
 from pathlib import Path
 
 from models.errors import ImageTooLarge, InvalidData, InvalidImage
 
 ENCRYPTED, UTF8_NAME = 0x1, 0x800  # bits of a zip member's flags
+UNICODE_PATH = 0x7075  # the extra field of a zip member with its name in UTF-8
 HEAD_BYTES = 16  # that tell an image's format
 EXPANSION_FREE_BYTES = 100 * 2**20  # a zip may unpack to this much, however small it is itself
 MAX_DEPTH = 32  # folders in each other
@@ -96,6 +97,10 @@ class FolderFiles:
         if len(data) > max_bytes:
             raise too_many_bytes(self.sizes[name], max_bytes)
         return data
+
+    def path(self, name: str) -> str:
+        """Return where a file lies."""
+        return os.path.join(self._folder.absolute(), name)
 
     def head(self, name: str) -> bytes:
         """Return a file's first bytes; none if it cannot be read."""
@@ -182,7 +187,7 @@ class ZipFiles:
             )
 
     def _add(self, member: zipfile.ZipInfo, shown_as: str) -> None:
-        raw = _member_name(member)
+        raw = _member_name(member, shown_as)
         self._names.check(raw.rstrip("/"))  # before it is cut into its folders
         name = "/".join(part for part in raw.split("/") if part not in {"", "."})
         problem = _problem(member, raw, is_repeated=name in self._members)
@@ -199,17 +204,42 @@ def too_many_bytes(size: int, max_bytes: int) -> ImageTooLarge:
     return ImageTooLarge(f"the image has {size:,} bytes; at most {max_bytes:,} are allowed: send a smaller file")
 
 
-def _member_name(member: zipfile.ZipInfo) -> str:
-    """Return the name with forward slashes; some writers use UTF-8 without the flag that says so."""
-    name = member.filename
+def _member_name(member: zipfile.ZipInfo, shown_as: str) -> str:
+    """Return the name with forward slashes.
+
+    It is UTF-8 where a flag or the Unicode path field (0x7075) says so; other writers use UTF-8 without saying so, or
+    the code page of their system, which nothing tells: such names are refused, since guessing makes classes one.
+    """
+    name = member.orig_filename  # as the flag says: UTF-8, else each byte as a letter of code page 437
     if not member.flag_bits & UTF8_NAME:
-        with suppress(UnicodeError):
-            name = name.encode("cp437").decode()
+        raw = name.encode("cp437")
+        try:
+            name = (_unicode_path(member.extra, raw) or raw).decode()
+        except UnicodeDecodeError as error:
+            raise InvalidData(
+                f"{shown_as} has the member {raw[:200]!r}, whose name is not UTF-8: make the zip again with "
+                "UTF-8 names, for example by '7z a -mcu=on DATA.zip FOLDER' or 'python -m zipfile -c "
+                "DATA.zip FOLDER'"
+            ) from error
     return name.replace("\\", "/")
+
+
+def _unicode_path(extra: bytes, raw: bytes) -> bytes | None:
+    """Return the UTF-8 name in a member's extra fields (APPNOTE 4.6.9); None without one, or one of another name."""
+    while len(extra) >= 4:
+        kind, size = struct.unpack("<HH", extra[:4])
+        field, extra = extra[4 : 4 + size], extra[4 + size :]
+        if kind == UNICODE_PATH and len(field) > 5 and field[0] == 1:
+            (checksum,) = struct.unpack("<I", field[1:5])
+            if checksum == zlib.crc32(raw):
+                return field[5:]
+    return None
 
 
 def _problem(member: zipfile.ZipInfo, name: str, *, is_repeated: bool) -> str | None:
     kind = stat.S_IFMT(member.external_attr >> 16)
+    if "\0" in name:
+        return "has a NUL character in its name: rename it"
     if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in name.split("/"):
         return "points outside of the zip: make it again with relative names"
     if kind not in {0, stat.S_IFREG, stat.S_IFDIR}:

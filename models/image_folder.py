@@ -7,20 +7,21 @@ import hashlib
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from models.cores import usable_cores
 from models.errors import ImageTooLarge, InvalidData, InvalidImage
 from models.image_files import FolderFiles, ZipFiles
-from models.preprocess import CONTAINER_BRANDS, ImageLimits, load_pixels
+from models.labelled_table import LabelledTable, Split, TableFiles, is_table, read_table
+from models.looking import NOTHING_KNOWN, Look, look_at, look_beside
+from models.preprocess import CONTAINER_BRANDS, ImageLimits
 
-Split = Literal["train", "val", "test"]
 Progress = Callable[[int, int], None]  # images done, images in all
 Result = TypeVar("Result")
 
@@ -79,10 +80,11 @@ JUNK_FOLDERS = frozenset(
 )
 JOINERS = "\u200c\u200d"  # ZERO WIDTH (NON-)JOINER: Persian, Sinhala and others are spelt with them
 MAX_LABEL_LENGTH = 100
-CHECK_SIZE = 8  # pixels; small, so that JPEG files are decoded at their coarsest scale
+BESIDE_FROM = 10_000  # images: to start processes costs as much as to decode some thousand small ones
 THREADED_BYTES = 16 * 2**10  # measured: decoding smaller files, threads only pass the GIL to and fro (1.5 times slower)
 EXAMPLES = 5  # named in one message
 LAYOUT = "give one folder per class, or train/ and test/ (and val/) with one folder per class in each"
+TABLE_LAYOUT = "give each image a row with its class"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ class DataLimits:
 
 @dataclass(frozen=True, slots=True)
 class ImageEntry:
-    """One labelled image. `name` is its path below `train/` and the like or below the class folders' parent."""
+    """One labelled image. `name` is its path below the top folder, or what a table calls it: `1.jpg (line 2)`."""
 
     name: str
     label: int
@@ -106,23 +108,27 @@ class ImageEntry:
 
 
 class ImageFolder:
-    """An open folder or zip of labelled images; a context manager. `read` may be called from several threads."""
+    """Open labelled images of a folder, zip or table; a context manager. `read` may be called from several threads."""
 
     def __init__(
         self,
-        files: FolderFiles | ZipFiles,
+        files: FolderFiles | ZipFiles | TableFiles,
         top: str,
         *,
+        shown_as: str,
         labels: tuple[str, ...],
         entries: tuple[ImageEntry, ...],
         ignored: tuple[str, ...],
         hidden: tuple[str, ...],
+        nested: tuple[str, ...],
         limits: DataLimits,
     ) -> None:
+        self.shown_as = shown_as  # what messages call it
         self.labels = labels  # in natural order: class 10 follows class 9
         self.entries = entries  # sorted by name
         self.ignored = ignored  # files that are no images, or lie outside of the class folders
         self.hidden = hidden  # what file managers and tools leave, and all else whose name begins with a dot
+        self.nested = nested  # images in folders within a class folder
         self.limits = limits
         self._files = files
         self._top = top
@@ -135,6 +141,12 @@ class ImageFolder:
             InvalidImage: gone, or damaged within the zip.
         """
         return self._files.read(self._top + entry.name, self.limits.image.max_bytes)
+
+    def paths(self) -> list[str] | None:
+        """Return where the image files lie, in the order of `entries`; None if they are within another file."""
+        if isinstance(self._files, ZipFiles):
+            return None
+        return [self._files.path(f"{self._top}{entry.name}") for entry in self.entries]
 
     def map(
         self,
@@ -166,7 +178,9 @@ class ImageFolder:
         self.close()
 
 
-def open_image_folder(path: Path, limits: DataLimits = DataLimits(), *, shown_as: str | None = None) -> ImageFolder:
+def open_image_folder(
+    path: Path, limits: DataLimits = DataLimits(), *, shown_as: str | None = None, to_judge: bool = False
+) -> ImageFolder:
     """Open labelled images: one folder per class, or `train/`, `test/` and `val/` with one folder per class in each.
 
     The parts may also lie within each class folder, and have other common names: see `part_of`. A folder that wraps
@@ -174,17 +188,20 @@ def open_image_folder(path: Path, limits: DataLimits = DataLimits(), *, shown_as
     decoded here: `find_unreadable` does that. A link to an image that is not there counts as an unreadable image.
 
     Args:
-        path: a folder or a zip.
+        path: a folder, a zip, or a list of `models.labelled_table`.
         limits: what is allowed.
         shown_as: what messages call it; None for its path.
+        to_judge: the images are not to be learnt from: one class or a test part alone will do.
 
     Raises:
         InvalidData: no such data, a hostile or damaged zip, over a limit, or classes that cannot make a task.
     """
+    if is_table(path):
+        return _arrange_table(read_table(path), limits, to_judge=to_judge)
     shown = repr(str(path)) if shown_as is None else shown_as
     files = _open_files(path, limits, shown)
     try:
-        return _arrange(files, limits, shown)
+        return _arrange(files, limits, shown, to_judge=to_judge)
     except BaseException:
         files.close()
         raise
@@ -196,28 +213,43 @@ def find_unreadable(folder: ImageFolder, progress: Progress | None = None) -> di
 
 
 def look_at_images(
-    folder: ImageFolder, progress: Progress | None = None
+    folder: ImageFolder,
+    progress: Progress | None = None,
+    *,
+    known: Mapping[str, str | None] = NOTHING_KNOWN,
+    beside_from: int | None = None,
 ) -> tuple[dict[ImageEntry, str], dict[str, str]]:
     """Read every image once and decode it.
+
+    Args:
+        folder: open.
+        progress: called with images done and images in all.
+        known: by the sha256 of files that were decoded before: what is wrong with them, or None.
+        beside_from: from how many images on they are decoded in processes beside this one; None: never.
 
     Returns:
         The sha256 of each image file, or of why it cannot be read; and what is wrong with those that cannot be
         used, by name.
     """
 
-    def look(entry: ImageEntry) -> tuple[str, str | None]:
+    def look(entry: ImageEntry) -> Look:
         try:
             data = folder.read(entry)
         except (InvalidImage, ImageTooLarge) as error:
             return digest_of_problem(error), str(error)
-        digest = hashlib.sha256(data).hexdigest()
-        try:
-            load_pixels(data, CHECK_SIZE, folder.limits.image)
-        except (InvalidImage, ImageTooLarge) as error:
-            return digest, str(error)
-        return digest, None
+        return look_at(data, folder.limits.image, known)
 
-    seen = dict(zip(folder.entries, folder.map(look, folder.entries, progress), strict=True))
+    paths = folder.paths() if beside_from is not None and len(folder.entries) >= beside_from else None
+    if paths is None:
+        looks = folder.map(look, folder.entries, progress)
+    else:
+        looks = []
+        workers = min(usable_cores(), folder.limits.max_threads or usable_cores())
+        for entry, found in zip(folder.entries, look_beside(paths, folder.limits.image, known, workers), strict=True):
+            looks.append(look(entry) if found is None else found)
+            if progress is not None:
+                progress(len(looks), len(paths))
+    seen = dict(zip(folder.entries, looks, strict=True))
     digests = {entry: digest for entry, (digest, _) in seen.items()}
     return digests, {entry.name: problem for entry, (_, problem) in seen.items() if problem is not None}
 
@@ -227,12 +259,20 @@ def digest_of_problem(error: Exception) -> str:
     return hashlib.sha256(f"unreadable: {error}".encode(errors="surrogateescape")).hexdigest()
 
 
-def unreadable(problems: Mapping[str, str], total: int, shown_as: str) -> InvalidData:
-    """Return the error for images that cannot be used, naming the first five."""
-    listed = "".join(f"\n  {name}: {problems[name]}" for name in sorted(problems)[:EXAMPLES])
+def unreadable(problems: Mapping[str, str], total: int, shown_as: str, *, can_skip: bool = False) -> InvalidData:
+    """Return the error for images that cannot be used, naming the first five.
+
+    Args:
+        problems: what is wrong, by the image's name.
+        total: images in all.
+        shown_as: what messages call the data.
+        can_skip: whether who asked has an option to have them skipped.
+    """
+    listed = "".join(f"\n  {name}: {problems[name]}" for name in sorted(problems, key=natural_order)[:EXAMPLES])
+    remedy = "repair or remove them, or have them skipped (--skip-unreadable)" if can_skip else "repair or remove them"
     return InvalidData(
-        f"{shown_as}: {len(problems):,} of {total:,} images cannot be used; repair or remove them, "
-        f"or have them skipped (--skip-unreadable):{listed}{_rest(len(problems), separator=chr(10) + '  ')}"
+        f"{shown_as}: {len(problems):,} of {total:,} images cannot be used; {remedy}:{listed}"
+        f"{_rest(len(problems), separator=chr(10) + '  ')}"
     )
 
 
@@ -266,19 +306,20 @@ def part_of(name: str) -> Split | None:
     return None if found is None else SPLIT_FOLDERS[found.group(1)]
 
 
-def _arrange(files: FolderFiles | ZipFiles, limits: DataLimits, shown: str) -> ImageFolder:
-    names = [name for name in files.sizes if not _is_hidden(name)]
+def _arrange(files: FolderFiles | ZipFiles, limits: DataLimits, shown: str, *, to_judge: bool) -> ImageFolder:
+    hidden = _hidden([*files.sizes, *files.special])
+    names = [name for name in files.sizes if name not in hidden]
     images = [name for name in names if _is_image(name, files)]
     _check_dead_links(files.dead_links.keys() - set(images), files, shown)
     if not images:
         others = f"; it has {len(names):,} other files such as {min(names)!r}" if names else ""
         raise InvalidData(f"{shown} has no images ({', '.join(SUFFIXES)}){others}: {LAYOUT}")
-    folders = {name for name in files.folders if not _is_hidden(name, is_folder=True)}
+    folders = {name for name in files.folders if not _is_hidden_folder(name)}
     top = _top(images, folders)
     images = [name.removeprefix(top) for name in images if name.startswith(top)]
     folders = {name.removeprefix(top) for name in folders if name.startswith(top)}
     parts_within = _has_parts_within(images, folders, shown)
-    splits: dict[str, Split | None] = {"": None} if parts_within else _splits(images, folders, shown)
+    splits: dict[str, Split | None] = {"": None} if parts_within else _splits(images, folders, shown, to_judge=to_judge)
     _check_hidden(files, {f"{top}{prefix}" for prefix in splits}, shown)
     found = [image for image in (_locate(name, splits) for name in sorted(images)) if image is not None]
     class_folders = {
@@ -290,32 +331,80 @@ def _arrange(files: FolderFiles | ZipFiles, limits: DataLimits, shown: str) -> I
     if parts_within:
         found = [_Found(image.name, image.folder, part_of(image.name.split("/")[1])) for image in found]
         class_folders = {("train", name) for _, name in class_folders}
-        if not any(image.split == "train" for image in found):
+        if not to_judge and not any(image.split == "train" for image in found):
             raise InvalidData(f"{shown} has parts within its class folders, but no images in 'train': {LAYOUT}")
-    labels = _labels(found, class_folders, shown)
+    words = _Words(shown, "class folder", LAYOUT, {})
+    labels = _labels(found, class_folders, words, to_judge=to_judge)
     _check_limits([files.sizes[top + image.name] for image in found], limits, shown)
-    index = {_normal(label): number for number, label in enumerate(labels)}
+    index = _index(labels, {image.folder for image in found})
     used = {top + image.name for image in found}
     return ImageFolder(
         files,
         top,
+        shown_as=shown,
         labels=labels,
-        entries=tuple(ImageEntry(image.name, index[_normal(image.folder)], image.split) for image in found),
+        entries=tuple(ImageEntry(image.name, index[image.folder], image.split) for image in found),
         ignored=tuple(
-            sorted([*(name for name in names if name not in used), *(n for n in files.special if not _is_hidden(n))])
+            sorted(
+                [*(name for name in names if name not in used), *(name for name in files.special if name not in hidden)]
+            )
         ),
-        hidden=tuple(sorted(name for name in [*files.sizes, *files.special] if _is_hidden(name))),
+        hidden=tuple(sorted(hidden)),
+        nested=tuple(image.name for image in found if image.name.count("/") > (1 if image.split is None else 2)),
         limits=limits,
     )
 
 
-def _is_hidden(name: str, *, is_folder: bool = False) -> bool:
-    *above, last = name.split("/")
-    if is_folder:
-        above.append(last)
-    elif last.startswith(".") or last.lower() in JUNK_FILES:
-        return True
-    return any(part.startswith(".") or part.lower() in JUNK_FOLDERS for part in above)
+def _arrange_table(table: LabelledTable, limits: DataLimits, *, to_judge: bool) -> ImageFolder:
+    found = [_Found(image.name, image.label, image.split) for image in table.images]
+    where: dict[str, str] = {}
+    for image in table.images:
+        where.setdefault(image.label, f" {image.where}")
+    parts: set[str] = {image.split for image in found if image.split is not None}
+    if parts and "train" not in parts and not to_judge:
+        raise InvalidData(
+            f"{table.shown_as} has {_list(parts)} but no images in 'train': mark rows as train, or leave splits out"
+        )
+    words = _Words(table.shown_as, "class", TABLE_LAYOUT, where)
+    labels = _labels(found, {(image.split, image.folder) for image in found}, words, to_judge=to_judge)
+    files = TableFiles(table)
+    _check_limits([files.sizes[image.name] for image in found], limits, table.shown_as)
+    index = _index(labels, {image.folder for image in found})
+    return ImageFolder(
+        files,
+        "",
+        shown_as=table.shown_as,
+        labels=labels,
+        entries=tuple(
+            ImageEntry(image.name, index[image.folder], image.split)
+            for image in sorted(found, key=lambda image: image.name)
+        ),
+        ignored=(),
+        hidden=(),
+        nested=(),
+        limits=limits,
+    )
+
+
+def _hidden(names: Iterable[str]) -> set[str]:
+    """Return the files that are hidden, or lie in hidden folders."""
+    of_folder: dict[str, bool] = {}  # many files lie in few folders
+
+    def in_hidden(folder: str) -> bool:
+        if folder not in of_folder:
+            of_folder[folder] = bool(folder) and _is_hidden_folder(folder)
+        return of_folder[folder]
+
+    hidden = set()
+    for name in names:
+        folder, _, last = name.rpartition("/")
+        if last.startswith(".") or last.lower() in JUNK_FILES or in_hidden(folder):
+            hidden.add(name)
+    return hidden
+
+
+def _is_hidden_folder(name: str) -> bool:
+    return any(part.startswith(".") or part.lower() in JUNK_FOLDERS for part in name.split("/"))
 
 
 def _is_image(name: str, files: FolderFiles | ZipFiles) -> bool:
@@ -354,13 +443,13 @@ def _check_hidden(files: FolderFiles | ZipFiles, parents: set[str], shown: str) 
                 and name.startswith(parent)
                 and folder.startswith(".")
                 and folder.lower() not in JUNK_FOLDERS
-                and not _is_hidden(below)
+                and not _hidden([below])
             ):
                 meant.add(folder)
     if meant:
         raise InvalidData(
-            f"{shown} has images in {_list(meant)}, which begins with a dot and so is no class: rename it if it is one, "
-            "else remove it"
+            f"{shown} has images in {_list(meant)}, which begins with a dot and so is no class: rename it if it is "
+            "one, else remove it"
         )
 
 
@@ -373,7 +462,7 @@ def _top(images: Sequence[str], folders: set[str]) -> str:
         if len(children) != 1 or has_images:
             return top
         (child,) = children
-        if child.lower() in SPLIT_FOLDERS or not _children(folders, f"{top}{child}/"):
+        if part_of(child) or not _children(folders, f"{top}{child}/"):
             return top
         top = f"{top}{child}/"
 
@@ -409,7 +498,7 @@ def _has_parts_within(images: Sequence[str], folders: set[str], shown: str) -> b
     return True
 
 
-def _splits(images: Sequence[str], folders: set[str], shown: str) -> dict[str, Split | None]:
+def _splits(images: Sequence[str], folders: set[str], shown: str, *, to_judge: bool) -> dict[str, Split | None]:
     """Return the prefixes below which the class folders lie, each with its split."""
     children = {name.split("/")[0] for name in images if "/" in name}
     named = {child: split for child in sorted(children) if (split := part_of(child)) is not None}
@@ -423,7 +512,7 @@ def _splits(images: Sequence[str], folders: set[str], shown: str) -> dict[str, S
         raise InvalidData(f"{shown} has {_list(others)} beside {_list(named)}: {LAYOUT}")
     if len(set(named.values())) < len(named):
         raise InvalidData(f"{shown} has more than one folder of a split among {_list(named)}: merge them")
-    if "train" not in named.values():
+    if "train" not in named.values() and not to_judge:
         raise InvalidData(f"{shown} has {_list(named)} but no images in 'train': {LAYOUT}")
     for child in named:
         if not any(name.startswith(f"{child}/") and name.count("/") > 1 for name in images):
@@ -452,45 +541,73 @@ def _locate(name: str, splits: Mapping[str, Split | None]) -> _Found | None:
     return None
 
 
-def _labels(found: Sequence[_Found], class_folders: set[tuple[Split | None, str]], shown: str) -> tuple[str, ...]:
-    """Return the classes' names in natural order; InvalidData if they cannot make a task."""
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """How messages speak of classes: of folders, or of a table's rows."""
+
+    shown: str
+    noun: str
+    layout: str
+    where: Mapping[str, str]  # by class: where it stands first, in brackets
+
+    def named(self, name: str) -> str:
+        return f"{name[:MAX_LABEL_LENGTH]!r}{self.where.get(name, '')}"
+
+
+def _labels(
+    found: Sequence[_Found], class_folders: set[tuple[Split | None, str]], words: _Words, *, to_judge: bool
+) -> tuple[str, ...]:
+    """Return the classes' names in natural order; InvalidData if they cannot make a task, or be judged."""
     names = {name for _, name in class_folders}
-    _check_names(names, shown)
-    filled = {(image.split, image.folder) for image in found}
-    to_learn = {name for split, name in filled if split in {"train", None}}
+    _check_names(names, words)
     if not found:
-        raise InvalidData(f"{shown} has no images in class folders: {LAYOUT}")
+        raise InvalidData(f"{words.shown} has no images in class folders: {words.layout}")
+    filled = {(image.split, image.folder) for image in found}
+    if to_judge:
+        return _in_order({name for _, name in filled})
+    to_learn = {name for split, name in filled if split in {"train", None}}
     empty = {name for split, name in class_folders - filled if split in {"train", None}}
     if empty:
-        raise InvalidData(f"{shown} has no images of the class {_list(empty)}: add some, or remove the folder")
+        raise InvalidData(f"{words.shown} has no images of the class {_list(empty)}: add some, or remove the folder")
     for split in ("val", "test"):
         unlearnt = {name for where, name in filled if where == split} - to_learn
         if unlearnt:
             raise InvalidData(
-                f"{shown} has the class {_list(unlearnt)} in {split} but not in train: add it to train, "
+                f"{words.shown} has the class {_list(unlearnt)} in {split} but not in train: add it to train, "
                 f"or remove it from {split}"
             )
     if len(to_learn) < 2:
-        raise InvalidData(f"{shown} has the one class {_list(to_learn)}; at least two are needed: {LAYOUT}")
-    return tuple(sorted((_label(name) for name in to_learn), key=natural_order))
+        raise InvalidData(f"{words.shown} has the one class {_list(to_learn)}; at least two are needed: {words.layout}")
+    return _in_order(to_learn)
 
 
-def _check_names(names: set[str], shown: str) -> None:
+def _index(labels: Sequence[str], names: set[str]) -> dict[str, int]:
+    """Return the number of the class of each name."""
+    number = {_normal(label): index for index, label in enumerate(labels)}
+    return {name: number[_normal(name)] for name in names}
+
+
+def _in_order(names: set[str]) -> tuple[str, ...]:
+    return tuple(sorted({_label(name) for name in names}, key=natural_order))
+
+
+def _check_names(names: set[str], words: _Words) -> None:
     alike: dict[str, list[str]] = defaultdict(list)
     for name in sorted(names):
         label = _label(name)
         if not _is_printable(label) or not label or len(label) > MAX_LABEL_LENGTH:
             raise InvalidData(
-                f"{shown} has a class folder {name[:MAX_LABEL_LENGTH]!r}; a class's name has 1 to {MAX_LABEL_LENGTH} "
+                f"{words.shown} has a {words.noun} {words.named(name)}; a class's name has 1 to {MAX_LABEL_LENGTH} "
                 "printable characters: rename it"
             )
         alike[_normal(name)].append(name)
     for group in alike.values():
         if len(group) > 1:
-            listed = " and ".join(ascii(name) for name in group)  # else the same letters might be printed twice
+            # in ASCII, else the same letters might be printed twice
+            listed = " and ".join(f"{name!a}{words.where.get(name, '')}" for name in group)
             raise InvalidData(
-                f"{shown} has the class folders {listed}, which differ only in case, spaces or the form of their "
-                "letters: merge or rename them"
+                f"{words.shown} has the {words.noun}{'es' if words.noun.endswith('s') else 's'} {listed}, which differ "
+                "only in case, spaces or the form of their letters: merge or rename them"
             )
 
 

@@ -7,6 +7,8 @@ up, as in the µ2Net reference: nothing is cropped away.
 
 import io
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -42,6 +44,8 @@ UPRIGHT = {  # EXIF's orientation: how to turn the stored pixels
     8: Image.Transpose.ROTATE_90,
 }
 DRAFT_SCALE = 2  # JPEG files are decoded at the smallest scale with this many times the wanted pixels a side
+CHECK_SIZE = 8  # pixels; small, so that JPEG files are checked at their coarsest scale
+PLAIN_MODES = ("L", "RGB", "RGBA")  # that become RGB whatever their pixels are
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +81,29 @@ def load_pixels(data: bytes, image_size: int, limits: ImageLimits = ImageLimits(
         ImageTooLarge: more bytes or pixels than `limits`, or more scans than a JPEG may have.
     """
     image = _open(data, limits)
-    try:
-        if image.format == "JPEG":  # of a HEIF file it would be the preview, which may show something else
-            image.draft(image.mode, (DRAFT_SCALE * image_size, DRAFT_SCALE * image_size))
+    with _decoding(image):
+        _draft(image, image_size)
         turned = upright(image)
         _check_pixels(*turned.size, limits)  # a HEIF file's header may announce fewer than its stream has
         square = _to_rgb(turned).resize((image_size, image_size), Image.Resampling.BILINEAR)
+    return np.asarray(square)
+
+
+def check_image(data: bytes, limits: ImageLimits = ImageLimits()) -> None:
+    """Raise what `load_pixels` would raise. All of the file is decoded, but nothing is made of what cannot fail."""
+    image = _open(data, limits)
+    with _decoding(image):
+        _draft(image, CHECK_SIZE)
+        image.load()
+        _check_pixels(*image.size, limits)
+        if image.mode not in PLAIN_MODES or "transparency" in image.info:
+            _to_rgb(image)
+
+
+@contextmanager
+def _decoding(image: Image.Image) -> Iterator[None]:
+    try:
+        yield
     except (MemoryError, ImageTooLarge):
         raise
     except Exception as error:  # the decoders raise whatever they like on hostile bytes: all of it means damaged
@@ -90,7 +111,12 @@ def load_pixels(data: bytes, image_size: int, limits: ImageLimits = ImageLimits(
         raise InvalidImage(
             f"the {image.format} image is truncated or damaged ({reason}): send a whole, readable file"
         ) from error
-    return np.asarray(square)
+
+
+def _draft(image: Image.Image, image_size: int) -> None:
+    """Have a JPEG file decoded at the coarsest scale that will do."""
+    if image.format == "JPEG":  # of a HEIF file it would be the preview, which may show something else
+        image.draft(image.mode, (DRAFT_SCALE * image_size, DRAFT_SCALE * image_size))
 
 
 def fit_pixels(

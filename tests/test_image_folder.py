@@ -4,6 +4,7 @@ import os
 import stat
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from models.image_folder import (
     DataLimits,
     ImageFolder,
     find_unreadable,
+    look_at_images,
     open_image_folder,
     unreadable,
 )
+from models.labelled_table import ListedImage, write_table
 from models.preprocess import ImageLimits
 from tests.drawn import draw, draw_folder, zipped
 from tests.shared_data import shared_file
@@ -161,6 +164,69 @@ def test_utf8_names_without_their_flag_are_read_as_utf8(tmp_path: Path, png: byt
     with open_image_folder(path) as folder:
         assert folder.labels == ("k\u00e4se", "tea")
         assert folder.read(folder.entries[0]) == png
+
+
+def zip_with_raw_names(path: Path, members: Mapping[bytes, bytes], *, unicode_names: Mapping[bytes, str] = {}) -> Path:
+    """Write a zip whose names are these bytes, without the flag of UTF-8; perhaps with the names in a field 0x7075."""
+    stand_ins = {name: f"{number:0{len(name)}d}" for number, name in enumerate(members)}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            member = zipfile.ZipInfo(stand_ins[name])
+            if name in unicode_names:
+                field = struct.pack("<BI", 1, zlib.crc32(name)) + unicode_names[name].encode()
+                member.extra = struct.pack("<HH", 0x5455, 1) + b"x" + struct.pack("<HH", 0x7075, len(field)) + field
+            archive.writestr(member, data)
+    packed = path.read_bytes()
+    for name, stand_in in stand_ins.items():
+        packed = packed.replace(stand_in.encode(), name)
+    path.write_bytes(packed)
+    return path
+
+
+@pytest.mark.parametrize(("encoding", "names"), [("shift-jis", ("猫", "犬", "馬")), ("gbk", ("猫", "狗", "马"))])
+def test_a_zip_with_names_of_an_unknown_encoding_is_refused(
+    tmp_path: Path, png: bytes, encoding: str, names: tuple[str, ...]
+) -> None:
+    raw = [f"{name}/{number:03d}.png".encode(encoding) for name in names for number in range(2)]
+    path = zip_with_raw_names(tmp_path / "pets.zip", dict.fromkeys(raw, png))
+    first = raw[0] if encoding == "shift-jis" else raw[2]  # the bytes of a cat in GBK are also UTF-8
+    assert refusal(path) == (
+        f"DATA has the member {first!r}, whose name is not UTF-8: make the zip again with UTF-8 names, for example by "
+        "'7z a -mcu=on DATA.zip FOLDER' or 'python -m zipfile -c DATA.zip FOLDER'"
+    )
+
+
+@pytest.mark.parametrize("encoding", ["shift-jis", "utf-8"])
+def test_the_unicode_path_field_of_a_zip_counts(tmp_path: Path, png: bytes, encoding: str) -> None:
+    names = [f"{name}/{number:03d}.png" for name in ("猫", "犬", "馬") for number in range(2)]
+    raw = {name.encode(encoding): name for name in names}
+    path = zip_with_raw_names(tmp_path / "pets.zip", dict.fromkeys(raw, png), unicode_names=raw)
+    with open_image_folder(path) as folder:
+        assert sorted(folder.labels) == sorted(["猫", "犬", "馬"])
+        assert [entry.name for entry in folder.entries] == sorted(names)
+        assert folder.read(folder.entries[0]) == png
+
+
+def test_a_unicode_path_field_of_another_name_does_not_count(tmp_path: Path, png: bytes) -> None:
+    raw = [f"{name}/0.png".encode() for name in ("cat", "dog")]
+    path = zip_with_raw_names(tmp_path / "pets.zip", dict.fromkeys(raw, png), unicode_names={raw[0]: "ant/0.png"})
+    data = path.read_bytes()
+    path.write_bytes(data.replace(struct.pack("<I", zlib.crc32(raw[0])) + b"ant", b"\0\0\0\0ant"))
+    with open_image_folder(path) as folder:
+        assert folder.labels == ("cat", "dog")
+
+
+# to be judged, not learnt from
+
+
+@pytest.mark.parametrize("counts", [{"cat": 2}, {"test/cat": 2}, {"test/cat": 1, "test/dog": 1}, {"val/cat": 1}])
+def test_images_to_be_judged_may_be_of_one_class_or_part(tmp_path: Path, counts: Mapping[str, int]) -> None:
+    path = draw_folder(tmp_path / "pets", counts)
+    assert refusal(path)
+    for data in (path, zipped(path)):
+        with open_image_folder(data, to_judge=True) as folder:
+            assert set(folder.labels) == {Path(name).name for name in counts}
+            assert len(folder.entries) == sum(counts.values())
 
 
 def test_backslashes_in_a_zip_separate_folders(tmp_path: Path, png: bytes) -> None:
@@ -597,13 +663,34 @@ def test_unreadable_images_are_found_and_named(tmp_path: Path) -> None:
         problems = find_unreadable(folder, lambda done, total: seen.append((done, total)))
     assert list(problems) == [f"cat/{number:03d}.png" for number in range(7)]
     assert seen == [(done, 9) for done in range(1, 10)]
-    message = str(unreadable(problems, 9, "'pets'"))
+    message = str(unreadable(problems, 9, "'pets'", can_skip=True))
     assert message.startswith(
         "'pets': 7 of 9 images cannot be used; repair or remove them, or have them skipped (--skip-unreadable):\n"
         "  cat/000.png: the 6 bytes are not a readable image"
     )
     assert message.endswith("\n  and 2 more")
     assert message.count("\n") == 6
+
+
+@pytest.mark.parametrize("kind", ["folder", "table"])
+def test_processes_beside_find_the_same(tmp_path: Path, kind: str) -> None:
+    path = draw_folder(tmp_path / "pets", {"cat": 400, "dog": 400})
+    (path / "cat" / "003.png").write_bytes(b"abc")
+    (path / "dog" / "001.png").write_bytes(bytes(3000))
+    (path / "dog" / "002.png").unlink()
+    (path / "dog" / "002.png").symlink_to(tmp_path / "nowhere")
+    if kind == "table":
+        files = sorted(path.rglob("*.png"))
+        listed = (ListedImage(f"{file.name} (row {n})", file, file.parent.name, None) for n, file in enumerate(files))
+        path = write_table(tmp_path / "lists", listed, shown_as="a table", relative_to=path)
+    with open_image_folder(path, DataLimits(image=ImageLimits(max_bytes=2000))) as folder:
+        digests, problems = look_at_images(folder)
+        seen: list[tuple[int, int]] = []
+        assert look_at_images(folder, lambda *told: seen.append(told), beside_from=1) == (digests, problems)
+        assert seen == [(done, 800) for done in range(1, 801)]
+        assert len(problems) == 3
+        known = {digest: problems.get(entry.name, "known") for entry, digest in digests.items()}
+        assert "known" in look_at_images(folder, known=known, beside_from=1)[1].values()
 
 
 def test_a_member_damaged_within_a_zip_is_unreadable(tmp_path: Path, png: bytes) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,15 @@ def test_a_job_goes_through_the_queue(queue: JobQueue) -> None:
     assert (found.state, found.progress.phase, found.progress.release, found.is_over) == ("done", "finished", 3, True)
     assert queue.log_text(job.id).endswith(" a line\n")
     assert queue.claim() is None
+
+
+def test_a_job_that_a_worker_has_taken_does_not_wait_for_one(queue: JobQueue) -> None:
+    job = queue.submit(replace(BIRDS, budget="15s"))
+    assert queue.job(job.id).progress.phase == "waiting for a worker"
+    claim = claimed(queue)
+    assert claim.job.progress.phase == queue.job(job.id).progress.phase == "loading"
+    queue.give_back(claim)
+    assert queue.job(job.id).progress.phase == "waiting for a worker"
 
 
 def test_jobs_are_listed_newest_first_and_worked_on_oldest_first(queue: JobQueue) -> None:

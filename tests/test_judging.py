@@ -1,6 +1,7 @@
 """What routes are worth: their evaluation on images, and the baselines that they are held against."""
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +63,41 @@ def test_evaluate_says_what_the_route_answers(tiny_store: Path, tmp_path: Path) 
     said = CliRunner().invoke(build_app(), command).stdout
     assert "calibration error" in said
     assert "no test part, so all of it was judged" in said
+
+
+def evaluated(store: Path, data: Path | str) -> dict[str, object]:
+    done = CliRunner().invoke(build_app(), ["evaluate", str(store), "shapes_a", "--data", str(data), "--json"])
+    assert done.exit_code == 0, done.output
+    return dict(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize(("layout", "part"), [("red", "all"), ("test", "test"), ("test/red", "test"), ("csv", "all")])
+def test_evaluate_needs_neither_all_classes_nor_a_training_part(
+    tiny_store: Path, tmp_path: Path, layout: str, part: str
+) -> None:
+    drawn = draw_image_folder(tmp_path / "drawn", images_per_class=3, seed=9)
+    data = tmp_path / "new"
+    if layout == "csv":
+        data = tmp_path / "new.csv"
+        data.write_text("path,label\ndrawn/red/0.png,red\ndrawn/red/1.png,red\ndrawn/red/2.png,red\n")
+    else:
+        shutil.copytree(drawn / "red" if "red" in layout else drawn, data / layout)
+    facts = evaluated(tiny_store, data)
+    assert (facts["images"], facts["part"]) == (9 if layout == "test" else 3, part)
+
+
+@pytest.mark.parametrize("as_csv", [False, True])
+def test_evaluate_offers_no_option_that_it_does_not_have(tiny_store: Path, tmp_path: Path, as_csv: bool) -> None:
+    data = draw_image_folder(tmp_path / "new", images_per_class=2, seed=9)
+    (data / "red" / "0.png").write_bytes(b"abc")
+    if as_csv:
+        rows = [f"{path},{path.parent.name}" for path in sorted(data.rglob("*.png"))]
+        data = tmp_path / "new.csv"
+        data.write_text("\n".join(["path,label", *rows]))
+    done = CliRunner().invoke(build_app(), ["evaluate", str(tiny_store), "shapes_a", "--data", str(data)])
+    assert isinstance(done.exception, InvalidData)
+    assert f"{str(data)!r}: 1 of 6 images cannot be used; repair or remove them:" in str(done.exception)
+    assert "red/0.png" in str(done.exception)
 
 
 def test_evaluate_judges_the_test_part_where_there_is_one(tiny_store: Path, tmp_path: Path) -> None:
