@@ -62,6 +62,11 @@ class Decoders:
             pool.shutdown(wait=False, cancel_futures=True)
 
     @property
+    def busy(self) -> Sequence[DecoderProcess]:
+        """The processes that decode."""
+        return list(self._busy)
+
+    @property
     def processes(self) -> Sequence[DecoderProcess]:
         """The processes that decode, or wait for a costly image."""
         return [*self._busy, *(process for process, _ in self._idle)]
