@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -79,35 +78,27 @@ class ProofProcess:
         )
         command = [sys.executable, "-m", "service.prove"]
         environment = python_environment(FOLDER)
-        with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as answer:
-            process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=answer, stderr=said, env=environment, close_fds=True
-            )
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment) as process:
             try:
-                assert process.stdin is not None
-                try:
-                    process.stdin.write(json.dumps(asdict(request)).encode())
-                    process.stdin.close()
-                except BrokenPipeError:
-                    pass  # it has died: its status is told below
-                self._wait(process, len(routes), is_stopped)
+                answer, said = self._talk(process, json.dumps(asdict(request)).encode(), len(routes), is_stopped)
             finally:
                 if process.poll() is None:
                     process.kill()
-                    process.wait()
-            answer.seek(0)
-            said.seek(0)
-            return _proved(answer.read(), process.returncode, said.read())
+        return _proved(answer, process.returncode, said)
 
-    def _wait(self, process: "subprocess.Popen[bytes]", count: int, is_stopped: Callable[[], bool]) -> None:
+    def _talk(
+        self, process: "subprocess.Popen[bytes]", asked: bytes, count: int, is_stopped: Callable[[], bool]
+    ) -> tuple[bytes, bytes]:
+        """Return what the process answered and what it said beside; no disk is needed for either."""
         limits = self._limits
         deadline = time.monotonic() + limits.timeout_s
+        unsent: bytes | None = asked
         while True:
             try:
-                process.wait(LOOK_S)
-                return
+                return process.communicate(unsent, LOOK_S)
             except subprocess.TimeoutExpired:
-                pass
+                unsent = None  # the rest goes with the next call
             if is_stopped():
                 raise Stopped
             if time.monotonic() > deadline:
