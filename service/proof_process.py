@@ -4,12 +4,13 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from models.errors import ProofFailed, ProofTimeout
-from models.names import RouteId, TaskName
+from models.names import RouteId, SubgraphId, TaskName
+from models.store import Signature
 from service.prepared import PreparedGraphs
 from service.prove import OUT_OF_MEMORY, Proved, Request
 from service.runtime import Runtime
@@ -53,12 +54,17 @@ class ProofProcess:
         self,
         routes: Sequence[tuple[TaskName, RouteId]],
         is_stopped: Callable[[], bool],
+        *,
+        verified: Mapping[str, Signature],
+        checked: Collection[SubgraphId],
     ) -> Proved:
         """Prove routes in a process of their own, and return what it leaves to this one.
 
         Args:
             routes: what is new in a release.
             is_stopped: asked again and again; the process is ended when it says so.
+            verified: files of the store that were found right, as they looked: they are not read again.
+            checked: subgraphs whose graphs were allowed.
 
         Raises:
             ProofFailed: what is wrong, in the words and with the kind of the process.
@@ -75,6 +81,8 @@ class ProofProcess:
             routes=tuple(routes),
             memory_bytes=limits.memory_bytes,
             cpu_s=limits.timeout_s * max(1, self._runtime.threads),
+            verified=dict(verified),
+            checked=tuple(sorted(checked)),
         )
         command = [sys.executable, "-m", "service.prove"]
         environment = python_environment(FOLDER)
