@@ -1,6 +1,6 @@
 """The tables of measured bars in README and docs/, out of the result files.
 
-    uv run python -m benchmarks.tables   rewrites them
+uv run python -m benchmarks.tables   rewrites them
 """
 
 import json

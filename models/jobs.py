@@ -205,6 +205,21 @@ def queue_url(store: Store, url: str | None) -> str:
     return f"sqlite:///{store.folder.absolute() / 'jobs.sqlite'}"
 
 
+def absolute_queue(url: str) -> str:
+    """Return a queue's URL such that it names the same place in whatever folder a process runs.
+
+    Raises:
+        InvalidConfig: it is no URL.
+    """
+    try:
+        found = sql.make_url(url)
+    except ArgumentError as error:
+        raise InvalidConfig(_wrong_url(url)) from error
+    if found.get_backend_name() != "sqlite" or not found.database or found.database.startswith((":", "file:")):
+        return url
+    return found.set(database=str(Path(found.database).absolute())).render_as_string(hide_password=False)
+
+
 class JobQueue:
     """The jobs behind a SQLAlchemy URL; connects when it is first used. Safe in several threads and processes."""
 

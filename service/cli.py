@@ -67,7 +67,7 @@ def serve(
     if not is_url(store):
         opened.local_files.close_to_others()
     place = store if is_url(store) else str(Path(store).resolve())
-    environment = server_environment(store=place, bind_address=address, bentoml_home=home, trust=trusted)
+    environment = server_environment(settings, store=place, bind_address=address, bentoml_home=home, trust=trusted)
     _tell_console(address, port, token)
     os.umask(0o077)  # of the server and the worker too: what libraries write is nobody else's
     sys.stdout.flush()

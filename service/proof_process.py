@@ -2,15 +2,15 @@
 
 import json
 import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from models import apart
 from models.errors import ProofFailed, ProofTimeout
-from models.names import RouteId, TaskName
+from models.names import RouteId, SubgraphId, TaskName
+from models.store import Signature
 from service.prepared import PreparedGraphs
 from service.prove import OUT_OF_MEMORY, Proved, Request
 from service.runtime import Runtime
@@ -52,12 +52,17 @@ class ProofProcess:
         self,
         routes: Sequence[tuple[TaskName, RouteId]],
         is_stopped: Callable[[], bool],
+        *,
+        verified: Mapping[str, Signature],
+        checked: Collection[SubgraphId],
     ) -> Proved:
         """Prove routes in a process of their own, and return what it leaves to this one.
 
         Args:
             routes: what is new in a release.
             is_stopped: asked again and again; the process is ended when it says so.
+            verified: files of the store that were found right, as they looked: they are not read again.
+            checked: subgraphs whose graphs were allowed.
 
         Raises:
             ProofFailed: what is wrong, in the words and with the kind of the process.
@@ -74,40 +79,31 @@ class ProofProcess:
             routes=tuple(routes),
             memory_bytes=limits.memory_bytes,
             cpu_s=limits.timeout_s * max(1, self._runtime.threads),
+            verified=dict(verified),
+            checked=tuple(sorted(checked)),
         )
-        with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as answer:
-            process = subprocess.Popen(
-                apart.command_of("service.prove"),
-                stdin=subprocess.PIPE,
-                stdout=answer,
-                stderr=said,
-                env=apart.environment(),
-            )
+        pipe = subprocess.PIPE
+        command, environment = apart.command_of("service.prove"), apart.environment()
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment) as process:
             try:
-                assert process.stdin is not None
-                try:
-                    process.stdin.write(json.dumps(asdict(request)).encode())
-                    process.stdin.close()
-                except BrokenPipeError:
-                    pass  # it has died: its status is told below
-                self._wait(process, len(routes), is_stopped)
+                answer, said = self._talk(process, json.dumps(asdict(request)).encode(), len(routes), is_stopped)
             finally:
                 if process.poll() is None:
                     process.kill()
-                    process.wait()
-            answer.seek(0)
-            said.seek(0)
-            return _proved(answer.read(), process.returncode, said.read())
+        return _proved(answer, process.returncode, said)
 
-    def _wait(self, process: "subprocess.Popen[bytes]", count: int, is_stopped: Callable[[], bool]) -> None:
+    def _talk(
+        self, process: "subprocess.Popen[bytes]", asked: bytes, count: int, is_stopped: Callable[[], bool]
+    ) -> tuple[bytes, bytes]:
+        """Return what the process answered and what it said beside; no disk is needed for either."""
         limits = self._limits
         deadline = time.monotonic() + limits.timeout_s
+        unsent: bytes | None = asked
         while True:
             try:
-                process.wait(LOOK_S)
-                return
+                return process.communicate(unsent, LOOK_S)
             except subprocess.TimeoutExpired:
-                pass
+                unsent = None  # the rest goes with the next call
             if is_stopped():
                 raise Stopped
             if time.monotonic() > deadline:

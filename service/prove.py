@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from models.errors import Mu2NetError, kind_of
-from models.names import RouteId, TaskName
+from models.names import RouteId, SubgraphId, TaskName
 from models.precision import Precision
 from models.store import Signature, Store, object_name, route_objects
 from service import engine
@@ -58,6 +58,8 @@ class Request:
     routes: tuple[tuple[TaskName, RouteId], ...]
     memory_bytes: int
     cpu_s: float
+    verified: Mapping[str, Signature]  # files that the server found right; those that look otherwise are read again
+    checked: tuple[SubgraphId, ...]  # graphs that it has in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +89,14 @@ def prove(request: Request) -> Proved:
     """
     store = Store.open(request.location, cache=None if request.cache is None else Path(request.cache))
     recorder = _Recorder(store)
+    store.trust_verified(request.verified)
     weight_bytes = _weight_bytes(store, request)
     store.hand_over(recorder.contents)  # the records, read just now
     _limit(request, request.memory_bytes + WEIGHTS_HELD * weight_bytes)
     runtime = start_runtime("cuda" if request.provider == CUDA else "cpu", request.threads)
     runtime = replace(runtime, precision=request.precision)
     prepared = None if request.prepared is None else PreparedGraphs(Path(request.prepared), runtime)
-    pool, proofs = StagePool(runtime, prepared), Proofs()
+    pool, proofs = StagePool(runtime, prepared, checked=request.checked), Proofs()
     kept: list[LoadedRoute] = []
     for task, route_id in request.routes:
         route = pool.load_route(store, task, route_id)
@@ -180,7 +183,9 @@ def failure_of(error: Exception) -> dict[str, str]:
 
 def request_of(plain: Mapping[str, Any]) -> Request:
     routes = tuple((TaskName(task), RouteId(route)) for task, route in plain["routes"])
-    return Request(**{**plain, "routes": routes})
+    verified = {name: (look[0], look[1], look[2]) for name, look in plain["verified"].items()}
+    checked = tuple(map(SubgraphId, plain["checked"]))
+    return Request(**{**plain, "routes": routes, "verified": verified, "checked": checked})
 
 
 def main() -> None:

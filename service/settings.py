@@ -15,8 +15,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from models.errors import InvalidConfig
 from models.family import PARENT_VARIABLE
 from models.inspection import MEMORY_LIMIT
+from models.jobs import absolute_queue
 from models.own_token import default_folder
 from models.preprocess import ImageLimits
+from models.store import is_url
 from service.addresses import parse_networks
 from service.door import DoorLimits
 from service.rate_limit import RATE
@@ -240,15 +242,26 @@ def _problems(error: ValidationError) -> list[str]:
 
 
 def server_environment(
-    *, store: str, bind_address: str, bentoml_home: Path, trust: str | None = None
+    settings: Settings, *, store: str, bind_address: str, bentoml_home: Path, trust: str | None = None
 ) -> Mapping[str, str]:
     """Return this process's environment with what a server process started from it needs.
 
-    `bentoml_home` is left alone where it is set already.
+    Places are absolute there, since BentoML starts the server in another folder. `bentoml_home` is left alone where
+    it is set already.
     """
     own = {"MU2NET_STORE": store, "MU2NET_BIND_ADDRESS": bind_address, "BENTOML_DO_NOT_TRACK": "True"}
     own |= {} if trust is None else {"MU2NET_TRUST": trust}
+    for name, place in (("CACHE", settings.cache), ("SIGN", settings.sign), ("KEYS", settings.keys)):
+        if place is not None:
+            own[f"{PREFIX}{name}"] = absolute_place(place)
+    if settings.queue is not None:
+        own[f"{PREFIX}QUEUE"] = absolute_queue(settings.queue)
     return {"BENTOML_HOME": str(bentoml_home)} | os.environ | own
+
+
+def absolute_place(place: str | Path) -> str:
+    """Return a folder or file by its absolute path, a URL as it is."""
+    return str(place) if is_url(place) else str(Path(place).absolute())
 
 
 def become_parent() -> None:

@@ -98,7 +98,7 @@ def _add_health(app: FastAPI) -> None:
     @app.get("/v2/health/ready", responses=errors.responses(503))
     async def ready(request: Request) -> Ready:
         """Tell whether a release with a task answers."""
-        server_of(request).predictor.ready_release()
+        views.readiness(server_of(request))
         return Ready(ready=True)
 
 

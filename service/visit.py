@@ -12,7 +12,8 @@ import tempfile
 
 from starlette.types import Message, Receive, Scope
 
-from models.errors import BodiesFull, UploadTooSlow
+from models.errors import UploadTooSlow
+from models.storage import TEMPORARY, storage_full
 from service.addresses import address_of
 from service.places import Places, Room
 from service.server import Server
@@ -135,17 +136,13 @@ def _require_disk(needed: int) -> None:
     """Refuse an upload that would fill the disk, before it does.
 
     Raises:
-        BodiesFull: less than `needed` and the reserve would be left.
+        StorageFull: less than `needed` and the reserve would be left.
     """
     folder = tempfile.gettempdir()
     disk = shutil.disk_usage(folder)
     reserve = min(DISK_RESERVE_BYTES, int(DISK_RESERVE_SHARE * disk.total))
     if disk.free < needed + reserve:
-        raise BodiesFull(
-            f"{folder} has {disk.free:,} bytes left, too few for the uploads under way: try again after the time in "
-            "Retry-After, or have the operator make room",
-            retry_after_s=60.0,
-        )
+        raise storage_full(TEMPORARY, folder)
 
 
 def _holder(server: Server, scope: Scope) -> str:

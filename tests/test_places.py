@@ -331,7 +331,7 @@ def test_an_upload_that_would_fill_the_disk_is_refused(teams: Store, monkeypatch
         wait_for(lambda: server.keys.holder(token) is not None)
         client.headers.update(bearer(token))
         answer = send(client, name="pets")
-        assert "bytes left, too few for the uploads under way" in problem(answer, 429, "bodies-full")
+        assert problem(answer, 507, "storage-full").startswith("the folder for temporary files is full: ")
         assert server.places.upload_bytes.used == 0
 
 

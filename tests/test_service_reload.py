@@ -56,7 +56,7 @@ class Watched:
         return self.releases[0].number if self.releases else None
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not condition():
             assert time.monotonic() < deadline, self.watcher.status
             time.sleep(0.01)

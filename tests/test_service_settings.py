@@ -1,11 +1,12 @@
 """Settings: every mistake is refused with the name, the value and what is allowed."""
 
 import re
+from pathlib import Path
 
 import pytest
 
 from models.errors import InvalidConfig
-from service.settings import Settings, load_settings
+from service.settings import Settings, load_settings, server_environment
 
 
 @pytest.fixture(autouse=True)
@@ -74,3 +75,24 @@ def test_a_missing_store_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_setting_says_what_it_means() -> None:
     assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_a_started_server_finds_its_places_in_whatever_folder_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = {"CACHE": "cache", "SIGN": "../key", "KEYS": "keys", "QUEUE": "sqlite:///jobs.sqlite"}
+    for name, value in own.items():
+        monkeypatch.setenv(f"MU2NET_{name}", value)
+    given = server_environment(load_settings(), store="/s", bind_address="127.0.0.1", bentoml_home=tmp_path)
+    assert {name: given[f"MU2NET_{name}"] for name in own} == {
+        "CACHE": f"{tmp_path}/cache",
+        "SIGN": f"{tmp_path}/../key",
+        "KEYS": f"{tmp_path}/keys",
+        "QUEUE": f"sqlite:///{tmp_path}/jobs.sqlite",
+    }
+    elsewhere = {"KEYS": "s3://bucket/keys", "QUEUE": "postgresql+psycopg://user:secret@host/jobs"}
+    for name, value in elsewhere.items():
+        monkeypatch.setenv(f"MU2NET_{name}", value)
+    given = server_environment(load_settings(), store="/s", bind_address="127.0.0.1", bentoml_home=tmp_path)
+    assert {name: given[f"MU2NET_{name}"] for name in elsewhere} == elsewhere

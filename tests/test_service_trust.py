@@ -355,10 +355,11 @@ def test_a_damaged_release_does_not_hide_the_others(store: Store) -> None:
 
 
 def test_an_engine_that_does_not_answer_is_not_ready(store: Store) -> None:
+    """As /readyz, which BentoML answers and which asks the same function."""
     with listening(store.folder, engine_stall_s=0.05) as (address, server):
-        assert httpx.get(f"{address}/readyz").status_code == 200
+        assert httpx.get(f"{address}/v2/health/ready").status_code == 200
         server.batcher._busy_since = 0.0  # as a batch that began when the machine did
-        answer = httpx.get(f"{address}/readyz")
+        answer = httpx.get(f"{address}/v2/health/ready")
         server.batcher._busy_since = None
     assert answer.status_code == 503
     assert "the engine has not answered for" in answer.json()["detail"]
