@@ -16,7 +16,7 @@ from typing import Literal
 
 from models.errors import InvalidData, InvalidImage
 from models.files import written_beside
-from models.image_files import too_many_bytes
+from models.image_files import read_bounded, too_many_bytes
 
 Split = Literal["train", "val", "test"]
 
@@ -105,7 +105,7 @@ class TableFiles:
             if not stat.S_ISREG(status.st_mode):  # reading a pipe might never end
                 raise InvalidImage("the path is not that of a file")
             with file.open("rb") as opened:
-                data = opened.read(max_bytes + 1)
+                data = read_bounded(opened, max_bytes)
         except OSError as error:
             raise InvalidImage(
                 f"the file cannot be read ({error.strerror}); paths are relative to {self._relative_to!r}"

@@ -22,6 +22,7 @@ from types import MappingProxyType
 from typing import IO
 
 from models.errors import ImageTooLarge, InvalidData, InvalidImage
+from models.image_files import read_bounded
 from models.preprocess import ImageLimits, check_image
 
 Look = tuple[str, str | None]  # the sha256 of a file, and what is wrong with it
@@ -120,7 +121,7 @@ def _look_at_file(path: str, limits: ImageLimits, known: Mapping[str, str | None
         if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe might never end
             return None
         with open(path, "rb") as file:
-            data = file.read(limits.max_bytes + 1)
+            data = read_bounded(file, limits.max_bytes)
     except OSError:
         return None
     return look_at(data, limits, known) if len(data) <= limits.max_bytes else None

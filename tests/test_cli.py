@@ -201,6 +201,25 @@ def test_unusable_data(cli: Cli, tmp_path: Path, tiny_store: Path) -> None:
     assert Store.open(tiny_store).current().release == 2  # nothing was published
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("t.csv", "path,label\na.png,caf\xe9\n".encode("cp1252"), "line 2: the byte 0xe9 is not UTF-8"),
+        ("t.csv", f"path,label\na.png,{'x' * 300}\n".encode(), "(line 2); a class's name has 1 to 100 printable"),
+        ("t.parquet", b"PAR1", "cannot be read as parquet"),
+    ],
+    ids=["encoding", "label", "parquet"],
+)
+@pytest.mark.parametrize("command", ["evolve", "evaluate"])
+def test_an_unusable_table(
+    cli: Cli, tmp_path: Path, tiny_store: Path, command: str, name: str, data: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    said = cli.fail(command, tiny_store, "shapes_a", "--data", tmp_path / name)
+    assert f"'{tmp_path / name}'" in said
+    assert message in said
+
+
 def test_wrong_usage_is_exit_code_2(cli: Cli, tiny_store: Path) -> None:
     assert "Missing option '--data'" in cli.fail("evolve", tiny_store, "toys", code=2)
     assert "Missing argument 'TASK'" in cli.fail("evolve", tiny_store, code=2)
