@@ -3,6 +3,7 @@
 import logging
 import socket
 import uuid
+from typing import Any
 
 import fsspec
 from moto.server import ThreadedMotoServer
@@ -21,6 +22,19 @@ class S3Server:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line for each request
         self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
         self._server.start()
+
+    def break_off(self, ending: str) -> None:
+        """From now to the next start, break off each request for an object whose name ends so, from any process."""
+        server = self._server._server  # moto has no other way to it
+        assert server is not None
+        answer = server.app
+
+        def answer_or_break(environ: dict[str, Any], start_response: Any) -> Any:
+            if environ["PATH_INFO"].endswith(ending):
+                raise ConnectionError("broken off")
+            return answer(environ, start_response)
+
+        server.app = answer_or_break
 
     def stop(self) -> None:
         self._server.stop()

@@ -1,7 +1,7 @@
 """Releases over HTTP: activated, pinned, compared, and what a server says of those that it cannot take up."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -150,29 +150,31 @@ def test_of_two_servers_one_that_cannot_follow_says_so(store: Store, running: tu
         assert "mu2net_release_skew 1.0" in other_client.get("/metrics").text.splitlines()
 
 
-def test_a_network_that_fails_during_a_reload(s3: S3Server, store: Store, tmp_path: Path) -> None:
+def test_a_network_that_fails_during_a_reload(
+    s3: S3Server, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = f"s3://{s3.new_bucket()}/store"
     push(store, url, cache=tmp_path / "publisher")
     with served(url, cache=tmp_path / "server") as (client, server):
         before = send(client, PATH).json()
         assert before["release"] == 2
-        read, patch = RemoteFiles.read, pytest.MonkeyPatch()
-
-        def read_until_the_network_fails(files: RemoteFiles, name: str) -> bytes:
-            if name.endswith(".safetensors"):
-                s3.stop()
-                patch.undo()
-            return read(files, name)
-
         release = add_task(store, TaskPlan("third", own_blocks=[2], seed=3))
-        patch.setattr(RemoteFiles, "read", read_until_the_network_fails)
-        push(store, url, cache=tmp_path / "publisher")
+        with monkeypatch.context() as patch:
+            activate = RemoteFiles.swap
+
+            def activate_and_fail(files: RemoteFiles, name: str, change: Callable[[bytes], bytes]) -> None:
+                s3.break_off(".safetensors")
+                activate(files, name, change)
+
+            patch.setattr(RemoteFiles, "swap", activate_and_fail)  # the last step of a publish
+            push(store, url, cache=tmp_path / "publisher")
         wait_for(lambda: server.watcher.status.failure is not None)
         failure = server.watcher.status.failure
         assert failure is not None
         assert (failure.release, failure.kind) == (3, "store-unreachable")
         assert "check the network, the address and the credentials" in failure.error
         assert send(client, PATH).json() == before
+        s3.stop()
         assert problem(client.post("/v1/releases/1/activate"), 503, "store-unreachable").startswith(
             f"{url}/CURRENT can"
         )
