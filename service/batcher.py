@@ -181,6 +181,11 @@ class Batcher:
         self._metrics.images_waiting.set(self._waiting)
 
     @property
+    def images_waiting(self) -> int:
+        """Return how many images are accepted and not yet answered."""
+        return self._waiting
+
+    @property
     def busy_s(self) -> float:
         """Return for how long the engine has worked at one batch, 0 while it works at none."""
         since = self._busy_since
