@@ -20,7 +20,7 @@ from models import apart, errors
 from models.family import end_with_parent
 from models.preprocess import ImageLimits, load_pixels
 
-NICENESS = 10  # beside threads of normal priority it gets a tenth of a core (the kernel's table of weights)
+NICENESS = 5  # beside busy threads of normal priority it gets a quarter of a core (the weights of Linux: 335 to 1024)
 LENGTH = struct.Struct("<II")  # of a message: the JSON, and the bytes behind it
 READY = b"\n"  # written once, before the first answer
 

@@ -181,8 +181,8 @@ class Batcher:
         self._metrics.images_waiting.set(self._waiting)
 
     @property
-    def waiting(self) -> int:
-        """Return how many images have been admitted and not yet answered."""
+    def images_waiting(self) -> int:
+        """Return how many images are accepted and not yet answered."""
         return self._waiting
 
     @property

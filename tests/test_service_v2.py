@@ -240,3 +240,42 @@ def test_keys_and_limits_hold_here_too(tmp_path: Path) -> None:
         assert client.post("/v2/models/second/infer", json={"inputs": [PIXELS_INPUT]}).status_code == 403
         assert client.post("/v2/models/first/infer", json={"inputs": [PIXELS_INPUT]}).status_code == 200
         assert client.post("/v2/models/first/infer", content=bytes(2001)).status_code == 413
+
+
+def json_of(parts: int) -> bytes:
+    """A request whose data are `parts` empty lists."""
+    data = b",".join([b"[]"] * parts)
+    return b'{"inputs":[{"name":"pixels","datatype":"UINT8","shape":[1,1,1,3],"data":[' + data + b"]}]}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts", "told"),
+    [
+        ({}, 125_001, "the JSON has 250,012 values, lists and members; at most 250,000 are allowed: send tensors as"),
+        ({"max_json_bytes": 2000}, 1000, "the JSON has more than 2,000 bytes; at most 2,000 bytes are allowed: send t"),
+    ],
+    ids=["parts", "bytes"],
+)
+def test_json_is_refused_before_it_becomes_objects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], parts: int, told: str
+) -> None:
+    def parse(text: bytes) -> None:
+        raise AssertionError(f"{len(text)} bytes were parsed")
+
+    monkeypatch.setattr("service.tensors.InferenceRequest.model_validate_json", parse)
+    store = make_store(tmp_path / "store", TaskPlan("first"))
+    with served(store.folder, **settings) as (client, _):
+        answer = client.post("/v2/models/first/infer", content=json_of(parts))
+        assert problem(answer, 413, "request-too-large").startswith(told)
+
+
+def test_binary_data_do_not_count_as_json_but_the_json_before_them_does(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", TaskPlan("first"))
+    with served(store.folder, max_json_bytes=1024) as (client, _):
+        pixels = bytes(40 * 40 * 3)
+        for padding, status in ((0, 200), (1024, 413)):
+            tensor = {"name": "pixels", "datatype": "UINT8", "shape": [1, 40, 40, 3]}
+            told = {"inputs": [tensor | {"parameters": {"binary_data_size": len(pixels)}}], "id": "x" * padding}
+            text = json.dumps(told).encode()
+            headers = {"inference-header-content-length": str(len(text))}
+            assert client.post("/v2/models/first/infer", content=text + pixels, headers=headers).status_code == status
