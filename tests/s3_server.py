@@ -31,6 +31,7 @@ class S3Server:
 
         def answer_or_break(environ: dict[str, Any], start_response: Any) -> Any:
             if environ["PATH_INFO"].endswith(ending):
+                environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
                 raise ConnectionError("broken off")
             return answer(environ, start_response)
 

@@ -29,9 +29,14 @@ def test_every_metric_is_in_the_table_as_it_is() -> None:
 
 
 def test_every_limit_has_its_default() -> None:
-    for name, told in re.findall(r"^\| `MU2NET_(\w+)` \| ([\d,]+(?: MiB)?) \|", DOCUMENT, re.MULTILINE):
+    for name, told in re.findall(r"^\| `MU2NET_(\w+)` \| ([\d.,]+(?: MiB)?) \|", DOCUMENT, re.MULTILINE):
         number, _, unit = told.replace(",", "").partition(" ")
-        assert Settings.model_fields[name.lower()].default == int(number) * (2**20 if unit else 1), PREFIX + name
+        assert Settings.model_fields[name.lower()].default == float(number) * (2**20 if unit else 1), PREFIX + name
+
+
+def test_every_setting_has_a_row() -> None:
+    rows = set(re.findall(r"^\| `MU2NET_(\w+)`", DOCUMENT, re.MULTILINE))
+    assert rows == {name.upper() for name in Settings.model_fields}
 
 
 def test_logs_are_json_with_the_request_and_its_release(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
