@@ -70,17 +70,25 @@ class Preprocessing:
             )
 
 
-def load_pixels(data: bytes, image_size: int, limits: ImageLimits = ImageLimits()) -> UInt8[np.ndarray, "size size 3"]:
+def load_pixels(
+    data: bytes, image_size: int, limits: ImageLimits = ImageLimits(), *, is_plain: bool = False
+) -> UInt8[np.ndarray, "size size 3"]:
     """Decode an image file and return it upright, as RGB, resized to a square of `image_size` pixels.
 
     The first frame of an animation counts; transparency is laid on white; deeper greys are brought
     to 8 bits by their range, see `_highest_value`.
 
+    Args:
+        data: the file.
+        image_size: of the square, pixels a side.
+        limits: of the file.
+        is_plain: `image_cost` has found it to be so.
+
     Raises:
         InvalidImage: not an image of a known format, a truncated or damaged one, or one of too many parts.
         ImageTooLarge: more bytes or pixels than `limits`, or more scans than a JPEG may have.
     """
-    image = _open(data, limits)
+    image = _open(data, limits, is_plain)
     with _decoding(image):
         _draft(image, image_size)
         turned = upright(image)
@@ -133,14 +141,15 @@ def fit_pixels(
     return np.asarray(square)
 
 
-def _open(data: bytes, limits: ImageLimits) -> Image.Image:
+def _open(data: bytes, limits: ImageLimits, is_plain: bool) -> Image.Image:
     if not data:
         raise InvalidImage(f"the image is empty (0 bytes): send one of {', '.join(FORMATS)}")
     if len(data) > limits.max_bytes:
         raise ImageTooLarge(
             f"the image has {len(data):,} bytes; at most {limits.max_bytes:,} are allowed: send a smaller file"
         )
-    image_cost(data)
+    if not is_plain:
+        image_cost(data)
     formats: tuple[str, ...] = PLAIN_FORMATS
     if data.startswith(PNG_SIGNATURE):
         data = _without_unused(data)

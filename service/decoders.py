@@ -117,7 +117,7 @@ class Decoders:
         """
         if isinstance(image, bytes) and len(image) <= self._limits.max_bytes and not self._is_light(cost, len(sizes)):
             return await self._decode_apart(image, self._counted(cost), sizes, client)
-        return await self.beside(client, self._decode, image, sizes, get_current_span())
+        return await self.beside(client, self._decode, image, cost.is_plain, sizes, get_current_span())
 
     async def beside(
         self, client: str, work: "Callable[Arguments, Result]", *args: Arguments.args, **kwargs: Arguments.kwargs
@@ -134,10 +134,10 @@ class Decoders:
     def _is_light(self, cost: ImageCost, sizes: int = 1) -> bool:
         return cost.is_plain and cost.work * sizes <= LIGHT_WORK
 
-    def _decode(self, image: EncodedOrPixels, sizes: Sequence[int], request: Span) -> Decoded:
+    def _decode(self, image: EncodedOrPixels, is_plain: bool, sizes: Sequence[int], request: Span) -> Decoded:
         with traces.span(self._tracer, "decode", request):
             if isinstance(image, bytes):
-                return {size: load_pixels(image, size, self._limits) for size in sizes}
+                return {size: load_pixels(image, size, self._limits, is_plain=is_plain) for size in sizes}
             return {size: fit_pixels(image, size, self._limits) for size in sizes}
 
     async def _decode_apart(self, image: bytes, pixels: int, sizes: Sequence[int], client: str) -> Decoded:
