@@ -1,5 +1,7 @@
 """Workers: a job becomes a live task, early and then better; one that is killed, cancelled or wrong ends well."""
 
+import errno
+import importlib
 import os
 import signal
 import subprocess
@@ -20,7 +22,7 @@ from evolve.loop import evolve_task
 from evolve.run import Progress
 from evolve.task import Task
 from evolve.worker import JobStopped, work_on
-from models.errors import InvalidConfig, InvalidData
+from models.errors import InvalidConfig, InvalidData, StoreUnreachable
 from models.jobs import JOBS, Claim, Job, JobQueue, JobRequest, queue_url
 from models.names import TaskName
 from models.store import Store
@@ -153,6 +155,61 @@ def test_a_worker_that_lost_its_lease_stops_and_changes_nothing(
     other.join()
     assert queue.job(job.id).state == "running"
     queue.renew(others[0])
+
+
+def test_a_job_is_not_stopped_in_the_middle_of_an_import(
+    opened_store: Store, queue: JobQueue, data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What is half loaded, as torch was, cannot be loaded again: every later job of the process failed."""
+    monkeypatch.setattr(worker, "BEAT_S", 0.01)
+    (tmp_path / "slow_to_load.py").write_text("import time\ntime.sleep(1)\nis_whole = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    job = submitted(opened_store, queue, data)
+
+    def work(claim: Claim) -> None:
+        queue.cancel(job.id)
+        importlib.import_module("slow_to_load")
+        time.sleep(60)
+        pytest.fail("it went on")
+
+    assert work_on(claimed(queue), opened_store, queue, work) is None
+    assert sys.modules.pop("slow_to_load").is_whole
+    assert queue.job(job.id).state == "cancelled"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        ImportError("libtorch.so: cannot open"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("file write failed"),
+        StoreUnreachable("away"),
+    ],
+    ids=["memory", "import", "disk", "library", "network"],
+)
+def test_an_error_of_the_machine_is_none_of_the_job(
+    opened_store: Store, queue: JobQueue, data: Path, error: Exception
+) -> None:
+    job = submitted(opened_store, queue, data)
+
+    def work(claim: Claim) -> None:
+        raise error
+
+    assert work_on(claimed(queue), opened_store, queue, work) is error
+    assert queue.job(job.id).state == "queued"
+    assert Uploads(opened_store).digests(BIRDS) == {job.request.upload}
+    assert "another worker goes on from here" in queue.log_text(job.id)
+
+
+def test_a_worker_that_shall_not_wait_fails_on_a_damaged_queue(opened_store: Store) -> None:
+    (opened_store.folder / "jobs.sqlite").write_bytes(b"garbage" * 1000)
+    ended = subprocess.run(
+        [sys.executable, "-m", "models", "worker", str(opened_store.folder), "--once"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert "is damaged (file is not a database): stop all servers and workers, restore it" in ended.stderr
 
 
 @pytest.mark.parametrize(

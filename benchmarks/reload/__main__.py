@@ -43,13 +43,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cycles", type=int, default=CYCLES)
     parser.add_argument("--rate", type=float, default=RATE)
+    parser.add_argument("--smoke", action="store_true", help="one cycle to see that it works; nothing is kept")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # the server has the cores
     with tempfile.TemporaryDirectory() as name:
-        run(Path(name), arguments.cycles, arguments.rate)
+        run(Path(name), 1 if arguments.smoke else arguments.cycles, arguments.rate, is_kept=not arguments.smoke)
 
 
-def run(folder: Path, cycles: int, rate: float) -> None:
+def run(folder: Path, cycles: int, rate: float, *, is_kept: bool) -> None:
     store = create_store(folder / "store", load_root(ROOT))
     port = free_port()
     environment = {**os.environ, "MU2NET_POLL_INTERVAL_S": "0.05", "HOME": str(folder), "OMP_NUM_THREADS": "1"}
@@ -69,7 +70,7 @@ def run(folder: Path, cycles: int, rate: float) -> None:
         finally:
             server.terminate()
             server.wait(60)
-    report(workload, replies, busy, cycles, rate)
+    report(workload, replies, busy, cycles, rate, is_kept=is_kept)
 
 
 def drive(workload: Workload, server: "subprocess.Popen[bytes]", cycles: int) -> float:
@@ -92,7 +93,9 @@ def engine_process(server: "subprocess.Popen[bytes]") -> psutil.Process:
     return max(processes, key=lambda process: process.memory_info().rss)
 
 
-def report(workload: Workload, replies: Sequence[Reply], busy: float, cycles: int, rate: float) -> None:
+def report(
+    workload: Workload, replies: Sequence[Reply], busy: float, cycles: int, rate: float, *, is_kept: bool
+) -> None:
     moves = workload.moves
     during = [reply for reply in replies if any(_overlaps(reply, move) for move in moves)]
     steady = [reply for reply in replies if not any(_overlaps(reply, move) for move in moves)]
@@ -125,7 +128,8 @@ def report(workload: Workload, replies: Sequence[Reply], busy: float, cycles: in
         "resident_mib": memory,
         "largest_difference": max((_difference(r, workload) for r in replies if r.status == 200), default=None),
     }
-    results.write("reload", command=COMMAND, seeds=[0, 1], raw=raw, bars=bars)
+    if is_kept:
+        results.write("reload", command=COMMAND, seeds=[0, 1], raw=raw, bars=bars)
     for line in [*raw.items(), *map(dataclasses.astuple, bars)]:
         print(*line)
 
