@@ -141,7 +141,7 @@ def fit_pixels(
     return np.asarray(square)
 
 
-def _open(data: bytes, limits: ImageLimits, is_plain: bool) -> Image.Image:
+def _open(data: bytes, limits: ImageLimits, is_plain: bool = False) -> Image.Image:
     if not data:
         raise InvalidImage(f"the image is empty (0 bytes): send one of {', '.join(FORMATS)}")
     if len(data) > limits.max_bytes:
