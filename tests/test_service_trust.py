@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from evolve.export import IR_VERSION, OPSET
 from models.errors import DamagedObject, ExportMismatch, InvalidConfig, InvalidRoute, UntrustedRelease
 from models.files import LocalFiles, largest
+from models.jobs import queue_url
 from models.names import ComponentId, GoldenId, SubgraphId, TaskName
 from models.push import push
 from models.records import encode
@@ -285,6 +286,21 @@ def test_a_folder_that_is_a_link_is_not_followed(store: Store, tmp_path: Path) -
     ):
         with pytest.raises(DamagedObject, match="is no regular file that can be read here"):
             read()
+
+
+def test_files_that_are_written_are_no_way_out_of_the_store(store: Store, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("of somebody else")
+    other.chmod(0o644)
+    for name in ("keys.json", "LOCK", "jobs.sqlite"):
+        (store.folder / name).unlink(missing_ok=True)
+        (store.folder / name).symlink_to(other)
+    store.local_files.close_to_others()
+    with pytest.raises(DamagedObject, match=r"LOCK is no regular file that can be read here .*: links, pipes and dev"):
+        store.activate(0)
+    with pytest.raises(DamagedObject, match=r"jobs\.sqlite is no regular file"):
+        queue_url(store, None)
+    assert (other.read_text(), other.stat().st_mode & 0o777) == ("of somebody else", 0o644)
 
 
 def test_a_store_may_be_reached_by_a_link(store: Store, tmp_path: Path) -> None:
