@@ -205,8 +205,21 @@ def test_a_proof_that_takes_too_long_is_ended_and_the_old_release_serves(
     hasty = watch(store, limits=ProofLimits(timeout_s=0.01))
     kind, error = failure_of(hasty, 2)
     assert kind == "proof-timeout"
-    assert error.startswith("the proof of 2 new routes took longer than 0.01 s and was ended: a graph may never end")
+    assert error.startswith("the proof of one of 2 new routes took longer than 0.01 s and was ended: its graph may")
     wait_for(lambda: is_live(watcher, 2))
+
+
+def test_the_time_of_a_proof_is_that_of_each_route(store: Store, watch: Callable[..., Watcher]) -> None:
+    """The start of the process and twelve routes together take longer than one may."""
+    for number in range(12):
+        add_task(store, TaskPlan(f"more {number}".replace(" ", "-"), own_blocks=[0, 1, 2], seed=20 + number))
+    started = time.monotonic()
+    watcher = watch(store)
+    wait_for(lambda: is_live(watcher, 13), timeout_s=120)
+    took_s = time.monotonic() - started
+    again = watch(store, limits=ProofLimits(timeout_s=took_s / 2))
+    wait_for(lambda: is_live(again, 13) or again.status.failure is not None, timeout_s=120)
+    assert again.status.failure is None
 
 
 def test_a_graph_that_takes_all_memory_ends_the_proof_alone(store: Store, watch: Callable[..., Watcher]) -> None:
