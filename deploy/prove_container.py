@@ -166,6 +166,8 @@ def running(image: str, container: str, store: Path, service: dict[str, Any], fo
     config = json.loads(_output(["buildah", "inspect", "--type", "image", image]))["OCIv1"]["config"]
     port = _free_port()
     folder.chmod(0o755)  # the image's user has to get to the store
+    if store.is_relative_to(folder):  # a store is its user's alone; one that was given is its operator's
+        _run(["chown", "-R", service["user"], str(store)])
     mounts = ["--volume", f"{store.resolve()}:/store:ro"]
     for place in service["tmpfs"]:
         mounts += ["--mount", f"type=tmpfs,destination={place},tmpfs-mode=1777"]

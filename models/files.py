@@ -8,6 +8,7 @@ What is written here is its user's alone, whatever the umask says: a store holds
 of keys. It is the group's too where the operator gave the folder to one, see `folder_mode`.
 """
 
+import errno
 import fcntl
 import logging
 import os
@@ -158,6 +159,8 @@ class LocalFiles:
         _narrow(self.folder, wanted)
         for name in SECRETS:
             path = self.path(name)
+            if path.is_symlink():  # who may write the folder put it there, and its target is another's matter
+                continue
             with suppress(FileNotFoundError):
                 _narrow(path, wanted if path.is_dir() else wanted & 0o666)
 
@@ -296,7 +299,12 @@ class LocalFiles:
             self.close_to_others()
         lock = FileLock(self.path("LOCK"), mode=folder_mode(self.folder) & 0o666)
         with self._writing():
-            lock.acquire()
+            try:
+                lock.acquire()
+            except OSError as error:
+                if error.errno in (errno.ELOOP, errno.EISDIR):
+                    raise self._not_regular("LOCK", error) from error
+                raise
         try:
             yield
         finally:

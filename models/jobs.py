@@ -42,6 +42,7 @@ from models.store import Store
 JobKind = Literal["add", "iterate"]
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 
+JOBS_FILE = "jobs.sqlite"  # in the store's folder
 LEASE_S = 15.0  # after which a silent worker's job is taken up by another
 # Nobody sets a lease that ends later than a whole one from now. One that does was set before the database's clock
 # stepped back, and could otherwise never run out. Its worker, if it lives, renews it within seconds. Smaller steps
@@ -194,6 +195,7 @@ def queue_url(store: Store, url: str | None) -> str:
 
     Raises:
         InvalidConfig: the store is behind a URL, so its folder here is none that others see.
+        DamagedObject: a link, a pipe or a device stands there in place of the file.
     """
     if url is not None:
         return url
@@ -202,7 +204,9 @@ def queue_url(store: Store, url: str | None) -> str:
             f"the jobs of {store.files.shown()} need a queue that its servers and workers all reach: set MU2NET_QUEUE "
             "to postgresql+psycopg://USER@HOST/DATABASE, or to sqlite:////PATH/jobs.sqlite if all run on this machine"
         )
-    return f"sqlite:///{store.folder.absolute() / 'jobs.sqlite'}"
+    with suppress(FileNotFoundError):
+        store.local_files.open(JOBS_FILE).close()  # SQLite would follow a link
+    return f"sqlite:///{store.folder.absolute() / JOBS_FILE}"
 
 
 def absolute_queue(url: str) -> str:

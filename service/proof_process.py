@@ -1,4 +1,4 @@
-"""Starts `service.prove` for what is new in a release, and ends it when it takes too long or too much memory."""
+"""Starts `service.prove` for what is new in a release, and ends it when a route takes too long or too much memory."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from models.errors import ProofFailed, ProofTimeout
 from models.names import RouteId, SubgraphId, TaskName
 from models.store import Signature
 from service.prepared import PreparedGraphs
-from service.prove import OUT_OF_MEMORY, Proved, Request
+from service.prove import OUT_OF_MEMORY, OUT_OF_TIME, Proved, Request
 from service.runtime import Runtime
 
 LOOK_S = 0.1
@@ -27,7 +27,7 @@ class Stopped(Exception):
 class ProofLimits:
     """What one proof may take."""
 
-    timeout_s: float = 300.0
+    timeout_s: float = 300.0  # for each route: a large store has hundreds
     memory_bytes: int = 2 * 2**30  # beside three times what the new weights take
 
 
@@ -78,7 +78,8 @@ class ProofProcess:
             precision=self._runtime.precision,
             routes=tuple(routes),
             memory_bytes=limits.memory_bytes,
-            cpu_s=limits.timeout_s * max(1, self._runtime.threads),
+            timeout_s=limits.timeout_s,
+            cpu_s=limits.timeout_s * len(routes) * max(1, self._runtime.threads),
             verified=dict(verified),
             checked=tuple(sorted(checked)),
         )
@@ -90,14 +91,15 @@ class ProofProcess:
             finally:
                 if process.poll() is None:
                     process.kill()
+        if process.returncode == OUT_OF_TIME:
+            raise self._too_long(len(routes))
         return _proved(answer, process.returncode, said)
 
     def _talk(
         self, process: "subprocess.Popen[bytes]", asked: bytes, count: int, is_stopped: Callable[[], bool]
     ) -> tuple[bytes, bytes]:
         """Return what the process answered and what it said beside; no disk is needed for either."""
-        limits = self._limits
-        deadline = time.monotonic() + limits.timeout_s
+        deadline = time.monotonic() + self._limits.timeout_s * count  # in case that the process cannot watch itself
         unsent: bytes | None = asked
         while True:
             try:
@@ -107,10 +109,13 @@ class ProofProcess:
             if is_stopped():
                 raise Stopped
             if time.monotonic() > deadline:
-                raise ProofTimeout(
-                    f"the proof of {count} new routes took longer than {limits.timeout_s:g} s and was ended: a "
-                    "graph may never end; publish the task again, or allow more with MU2NET_PROOF_TIMEOUT_S"
-                )
+                raise self._too_long(count)
+
+    def _too_long(self, count: int) -> ProofTimeout:
+        return ProofTimeout(
+            f"the proof of one of {count} new routes took longer than {self._limits.timeout_s:g} s and was ended: its "
+            "graph may never end; publish the task again, or allow more with MU2NET_PROOF_TIMEOUT_S"
+        )
 
 
 def _proved(answer: bytes, status: int, said: bytes) -> Proved:

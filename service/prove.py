@@ -41,7 +41,7 @@ HANDED_BYTES = 64 * 2**20  # of objects that go back with the answer; the server
 BATCH_ROWS = 8  # that run together once: memory must not grow faster than the number of rows
 CUDA_BYTES = 2**31  # of the host, for CUDA's libraries and what is mapped of prepared weights
 LOOK_S = 0.05
-OUT_OF_MEMORY = 70  # exit status; the server words it
+OUT_OF_MEMORY, OUT_OF_TIME = 70, 71  # exit statuses; the server words them
 PR_SET_PDEATHSIG = 1
 
 
@@ -57,7 +57,8 @@ class Request:
     precision: Precision | None
     routes: tuple[tuple[TaskName, RouteId], ...]
     memory_bytes: int
-    cpu_s: float
+    timeout_s: float  # for each route
+    cpu_s: float  # for all together
     verified: Mapping[str, Signature]  # files that the server found right; those that look otherwise are read again
     checked: tuple[SubgraphId, ...]  # graphs that it has in memory
 
@@ -92,7 +93,7 @@ def prove(request: Request) -> Proved:
     store.trust_verified(request.verified)
     weight_bytes = _weight_bytes(store, request)
     store.hand_over(recorder.contents)  # the records, read just now
-    _limit(request, request.memory_bytes + WEIGHTS_HELD * weight_bytes)
+    limit = _Limit(request, request.memory_bytes + WEIGHTS_HELD * weight_bytes)
     runtime = start_runtime("cuda" if request.provider == CUDA else "cpu", request.threads)
     runtime = replace(runtime, precision=request.precision)
     prepared = None if request.prepared is None else PreparedGraphs(Path(request.prepared), runtime)
@@ -103,6 +104,7 @@ def prove(request: Request) -> Proved:
         proofs.check(route, store, engine.run)
         _run_together(route)
         kept.append(route)  # what the next routes share stays in memory
+        limit.begin_route()
     return Proved(
         bytes_read=store.bytes_read,
         answers={
@@ -145,25 +147,33 @@ def _weight_bytes(store: Store, request: Request) -> int:
     return sum(info.size for info in store.files.infos("objects") if info.name in names)
 
 
-def _limit(request: Request, memory_bytes: int) -> None:
-    """Bound this process's processor time, and the memory that it takes from here on.
+class _Limit:
+    """Bounds this process's time for each route, its processor time, and the memory that it takes from here on.
 
     CUDA's driver reserves far more address space than it uses, so there the resident memory is watched instead.
     """
-    resource.setrlimit(resource.RLIMIT_CPU, (int(request.cpu_s) + 1, int(request.cpu_s) + 2))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if request.provider == CPU:
-        limit = _data_bytes() + memory_bytes
-        with suppress(ValueError, OSError):  # a lower limit of the system's own stays
-            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    allowed = (resident_bytes() or 0) + CUDA_BYTES + memory_bytes
-    threading.Thread(target=_watch_memory, args=(allowed,), name="memory", daemon=True).start()
 
+    def __init__(self, request: Request, memory_bytes: int) -> None:
+        resource.setrlimit(resource.RLIMIT_CPU, (int(request.cpu_s) + 1, int(request.cpu_s) + 2))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if request.provider == CPU:
+            limit = _data_bytes() + memory_bytes
+            with suppress(ValueError, OSError):  # a lower limit of the system's own stays
+                resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        self._timeout_s = request.timeout_s
+        self._allowed_bytes = (resident_bytes() or 0) + CUDA_BYTES + memory_bytes
+        self.begin_route()
+        threading.Thread(target=self._watch, name="limit", daemon=True).start()
 
-def _watch_memory(allowed: int) -> None:
-    while (resident_bytes() or 0) <= allowed:
-        time.sleep(LOOK_S)
-    os._exit(OUT_OF_MEMORY)
+    def begin_route(self) -> None:
+        self._deadline = time.monotonic() + self._timeout_s
+
+    def _watch(self) -> None:
+        while (resident_bytes() or 0) <= self._allowed_bytes:
+            if time.monotonic() > self._deadline:
+                os._exit(OUT_OF_TIME)
+            time.sleep(LOOK_S)
+        os._exit(OUT_OF_MEMORY)
 
 
 def _data_bytes() -> int:

@@ -136,7 +136,7 @@ class Settings(BaseSettings):
     max_bytes_per_key: int = Field(32 * 2**30, ge=1, description="kept uploads of one key's jobs together")
     max_queue_images: int = Field(1024, ge=1, description="images accepted and not yet answered, of all requests")
     proof_timeout_s: float = Field(
-        300.0, gt=0, le=86400, description="seconds that a new release may take to be proven"
+        300.0, gt=0, le=86400, description="seconds that each new route may take to be proven"
     )
     proof_memory_bytes: int = Field(
         2 * 2**30, ge=2**26, description="memory of that proof, beside three times what the new weights take"

@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from evolve.export import IR_VERSION, OPSET
 from models.errors import DamagedObject, ExportMismatch, InvalidConfig, InvalidRoute, UntrustedRelease
 from models.files import LocalFiles, largest
+from models.jobs import queue_url
 from models.names import ComponentId, GoldenId, SubgraphId, TaskName
 from models.push import push
 from models.records import encode
@@ -204,8 +205,21 @@ def test_a_proof_that_takes_too_long_is_ended_and_the_old_release_serves(
     hasty = watch(store, limits=ProofLimits(timeout_s=0.01))
     kind, error = failure_of(hasty, 2)
     assert kind == "proof-timeout"
-    assert error.startswith("the proof of 2 new routes took longer than 0.01 s and was ended: a graph may never end")
+    assert error.startswith("the proof of one of 2 new routes took longer than 0.01 s and was ended: its graph may")
     wait_for(lambda: is_live(watcher, 2))
+
+
+def test_the_time_of_a_proof_is_that_of_each_route(store: Store, watch: Callable[..., Watcher]) -> None:
+    """The start of the process and twelve routes together take longer than one may."""
+    for number in range(12):
+        add_task(store, TaskPlan(f"more {number}".replace(" ", "-"), own_blocks=[0, 1, 2], seed=20 + number))
+    started = time.monotonic()
+    watcher = watch(store)
+    wait_for(lambda: is_live(watcher, 13), timeout_s=120)
+    took_s = time.monotonic() - started
+    again = watch(store, limits=ProofLimits(timeout_s=took_s / 2))
+    wait_for(lambda: is_live(again, 13) or again.status.failure is not None, timeout_s=120)
+    assert again.status.failure is None
 
 
 def test_a_graph_that_takes_all_memory_ends_the_proof_alone(store: Store, watch: Callable[..., Watcher]) -> None:
@@ -285,6 +299,21 @@ def test_a_folder_that_is_a_link_is_not_followed(store: Store, tmp_path: Path) -
     ):
         with pytest.raises(DamagedObject, match="is no regular file that can be read here"):
             read()
+
+
+def test_files_that_are_written_are_no_way_out_of_the_store(store: Store, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("of somebody else")
+    other.chmod(0o644)
+    for name in ("keys.json", "LOCK", "jobs.sqlite"):
+        (store.folder / name).unlink(missing_ok=True)
+        (store.folder / name).symlink_to(other)
+    store.local_files.close_to_others()
+    with pytest.raises(DamagedObject, match=r"LOCK is no regular file that can be read here .*: links, pipes and dev"):
+        store.activate(0)
+    with pytest.raises(DamagedObject, match=r"jobs\.sqlite is no regular file"):
+        queue_url(store, None)
+    assert (other.read_text(), other.stat().st_mode & 0o777) == ("of somebody else", 0o644)
 
 
 def test_a_store_may_be_reached_by_a_link(store: Store, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from tests.service_store import (
     store_wrong_route,
 )
 
-WAIT_S = 30.0
+WAIT_S = 180.0  # a proof has the lowest priority
 AFTERMATH_S = 0.2  # after a swap the old release is freed; requests of this time count as during the reload
 
 # The routes that stay, from tiny to the whole ViT-Ti, sharing most blocks of the root.
