@@ -70,6 +70,9 @@ def protocol_class(door: Door) -> type[HttpToolsProtocol]:
                 return
             if self.cycle is None or self.cycle.response_complete:  # else it would be read as part of an answer
                 self.transport.write(answer)
+            else:
+                self.cycle.disconnected = True  # what is answered now is nobody's
+                self.cycle.message_event.set()
             self.transport.close()
 
         def abort(self) -> None:

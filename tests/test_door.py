@@ -37,12 +37,18 @@ async def early(_: Request) -> Response:
     return PlainTextResponse("without reading")
 
 
+async def slow(_: Request) -> Response:
+    await asyncio.sleep(0)
+    return PlainTextResponse("late")
+
+
 async def large(_: Request) -> Response:
     return Response(LARGE)
 
 
 ROUTES = [
     Route("/early", early, methods=["GET", "POST"]),
+    Route("/slow", slow),
     Route("/large", large),
     Route("/{path:path}", echo, methods=["GET", "POST"]),
 ]
@@ -54,7 +60,7 @@ def behind(door: Door) -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(Starlette(routes=ROUTES), http=protocol_class(door), log_level="error", lifespan="off")
         web = uvicorn.Server(config)
-        thread = threading.Thread(target=lambda: asyncio.run(web.serve(sockets=[listener])))
+        thread = threading.Thread(target=lambda: _run(web, config, listener))
         thread.start()
         try:
             wait_for(lambda: web.started)
@@ -62,6 +68,11 @@ def behind(door: Door) -> Iterator[int]:
         finally:
             web.should_exit = True
             thread.join(30)
+
+
+def _run(web: uvicorn.Server, config: uvicorn.Config, listener: socket.socket) -> None:
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:  # uvloop, as in a real server
+        runner.run(web.serve(sockets=[listener]))
 
 
 def door(trusted_proxies: str = "", **limits: Any) -> Door:
@@ -218,6 +229,14 @@ def test_what_is_no_http_is_refused_in_the_form_of_all_errors() -> None:
     with behind(door()) as port:
         answer = ask(port, b"\x16\x03\x01 hello\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\n")
+
+
+def test_nonsense_behind_a_request_ends_it_quietly(caplog: pytest.LogCaptureFixture) -> None:
+    with behind(door()) as port:
+        for _ in range(20):
+            assert ask(port, b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n\x16\x03\x01") == b""
+        assert ask(port, closing("/a")).endswith(b"GET /a ")
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("limit", [{"unread_s": 0.1}, {"max_unread_bytes": 2**20}], ids=["seconds", "bytes"])

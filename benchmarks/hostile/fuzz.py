@@ -30,7 +30,9 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
         found = asyncio.run(_send_all(target.port, count))
         seconds = time.monotonic() - started
         body = tiny_photo()
-        answer = httpx.post(f"{target.url}/v1/tasks/{TASK}/classify", content=body, headers={"content-type": "image/x"})
+            answer = httpx.post(
+            f"{target.url}/v1/tasks/{TASK}/classify", content=body, headers={"content-type": "image/x"}, timeout=60
+        )
         after = target.footprint()
     errors = {status: number for status, number in found.items() if status[:1] == "5"}
     return {
