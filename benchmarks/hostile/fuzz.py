@@ -30,7 +30,7 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
         found = asyncio.run(_send_all(target.port, count))
         seconds = time.monotonic() - started
         body = tiny_photo()
-            answer = httpx.post(
+        answer = httpx.post(
             f"{target.url}/v1/tasks/{TASK}/classify", content=body, headers={"content-type": "image/x"}, timeout=60
         )
         after = target.footprint()
