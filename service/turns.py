@@ -58,8 +58,11 @@ class Turns:
         self._used += amount
 
     def _leave(self, holder: str, waiting: Waiting) -> None:
-        self._lines[holder].remove(waiting)
-        if not self._lines[holder]:
+        line = self._lines.get(holder)
+        if line is None or waiting not in line:  # passed over between its cancelling and now
+            return
+        line.remove(waiting)
+        if not line:
             del self._lines[holder]
         self._call_next()  # who stood behind it may need less
 
@@ -68,13 +71,16 @@ class Turns:
         while self._lines:
             holder, line = next(iter(self._lines.items()))
             ready, amount = line[0]
-            if not self._fits(amount):
+            is_gone = ready.cancelled()  # its task has been cancelled and does not know it yet
+            if not is_gone and not self._fits(amount):
                 return
             line.popleft()
+            if not line:
+                del self._lines[holder]
+            if is_gone:
+                continue
             if line:
                 self._lines.move_to_end(holder)
-            else:
-                del self._lines[holder]
             self._take(amount)
             ready.set_result(None)
 

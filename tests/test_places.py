@@ -382,6 +382,28 @@ def test_who_gives_up_leaves_the_line_and_its_turn() -> None:
     assert run_in_turns(turns, "a1")[0] == ["a1"]
 
 
+def test_who_gives_up_in_the_moment_of_its_turn_keeps_nothing() -> None:
+    async def run() -> None:
+        turns = Turns(1)
+
+        async def wait() -> None:
+            async with turns.turn("a"):
+                pass
+
+        async with turns.turn("b"):
+            waiting = asyncio.create_task(wait())
+            await asyncio.sleep(0)
+            waiting.cancel()  # and at once, before it knows, the turn ends
+        async with asyncio.timeout(30), turns.turn("c"):
+            assert turns.waiting == 0
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        async with asyncio.timeout(30), turns.turn("a"):
+            pass
+
+    asyncio.run(run())
+
+
 # streams
 
 
