@@ -555,9 +555,10 @@ def test_activating_an_unsigned_release_over_http_is_refused(store: Store, key: 
     signer(store.files, store.release())
     store.signer = signer
     add_task(store, TaskPlan("second", seed=2))
-    with listening(store.folder, trust=str(f"{key}.pub")) as (address, _):
-        refused = httpx.post(f"{address}/v1/releases/0/activate")
-        moved = httpx.post(f"{address}/v1/releases/1/activate")
+    with listening(store.folder, trust=str(f"{key}.pub")) as (address, server):
+        own_user = {"authorization": f"Bearer {server.own_token}"}
+        refused = httpx.post(f"{address}/v1/releases/0/activate", headers=own_user)
+        moved = httpx.post(f"{address}/v1/releases/1/activate", headers=own_user)
     assert refused.status_code == 409
     assert refused.json()["type"] == "urn:mu2net:untrusted-release"
     assert "release 0 of" in refused.json()["detail"]
