@@ -20,7 +20,7 @@ TOLD_CHARS = 400  # of what a process said before it died
 
 
 class Stopped(Exception):
-    """The server ends: whether the release is right does not matter."""
+    """Whether the release is right does not matter any more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from models.store import Store, object_name, route_objects
 from service.golden import Proofs, RunRows
 from service.memory import NO_MEMORY, give_back, resident_bytes
 from service.metrics import Metrics
-from service.proof_process import ProofLimits, ProofProcess
+from service.proof_process import ProofLimits, ProofProcess, Stopped
 from service.prove import Proved
 from service.release import LoadedRelease, StagePool
 from service.residents import Residents
@@ -112,6 +112,7 @@ class Watcher:
         self._retired: list[weakref.ref[LoadedRelease]] = []
         self._retry_at = 0.0  # on the monotonic clock
         self._trim_at = 0.0  # on the monotonic clock
+        self._ask_at = 0.0  # on the monotonic clock, during a proof
         self._stopped = False
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watcher", daemon=True)
@@ -152,6 +153,8 @@ class Watcher:
             if self._serving() != wanted:
                 self._take_up(store, wanted)
             self.status = WatchStatus(self.status.last_reload)
+        except Stopped:  # what is asked for now is looked at without a pause
+            self._wake.set()
         except Exception as error:  # this thread's boundary: no failure may end the watch or the serving
             if not self._stopped:
                 self._report(wanted, error)
@@ -228,10 +231,21 @@ class Watcher:
         if not new:
             return None
         known = self._pool.held()
-        proved = self._process.prove(new, lambda: self._stopped, verified=store.verified, checked=known)
+        proved = self._process.prove(
+            new, lambda: self._is_unwanted(store, record.number), verified=store.verified, checked=known
+        )
         store.trust_verified(proved.verified)
         store.hand_over(proved.contents())
         return proved
+
+    def _is_unwanted(self, store: Store, number: int) -> bool:
+        """Tell whether a proof is of no use any more: the server ends, or the store asks for another release."""
+        if self._stopped or time.monotonic() < self._ask_at:
+            return self._stopped
+        self._ask_at = time.monotonic() + self._poll_interval_s
+        with suppress(Mu2NetError, OSError):
+            return store.current().release != number
+        return False
 
     def _count(self, release: LoadedRelease, cost: ReloadCost) -> None:
         self._metrics.reloads.inc()

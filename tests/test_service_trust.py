@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import numpy as np
 import onnx
+import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from prometheus_client import CollectorRegistry
@@ -220,6 +222,29 @@ def test_the_time_of_a_proof_is_that_of_each_route(store: Store, watch: Callable
     again = watch(store, limits=ProofLimits(timeout_s=took_s / 2))
     wait_for(lambda: is_live(again, 13) or again.status.failure is not None, timeout_s=120)
     assert again.status.failure is None
+
+
+def test_a_proof_that_hangs_does_not_keep_the_server_from_another_release(
+    store: Store, watch: Callable[..., Watcher]
+) -> None:
+    watcher = watch(store)
+    wait_for(lambda: is_live(watcher, 1))
+    hanging: list[psutil.Process] = []
+
+    def stops_a_proof() -> bool:
+        for child in psutil.Process().children():
+            with suppress(psutil.Error):
+                if "service.prove" in child.cmdline():
+                    child.suspend()
+                    hanging.append(child)
+        return bool(hanging)
+
+    add_task(store, TaskPlan("second", seed=2))
+    wait_for(stops_a_proof)
+    store.activate(0)
+    wait_for(lambda: is_live(watcher, 0))
+    assert not hanging[0].is_running()
+    assert watcher.status.failure is None
 
 
 def test_a_graph_that_takes_all_memory_ends_the_proof_alone(store: Store, watch: Callable[..., Watcher]) -> None:
@@ -531,9 +556,9 @@ def test_activating_an_unsigned_release_over_http_is_refused(store: Store, key: 
     store.signer = signer
     add_task(store, TaskPlan("second", seed=2))
     with listening(store.folder, trust=str(f"{key}.pub")) as (address, server):
-        own = {"authorization": f"Bearer {server.own_token}"}
-        refused = httpx.post(f"{address}/v1/releases/0/activate", headers=own)
-        moved = httpx.post(f"{address}/v1/releases/1/activate", headers=own)
+        own_user = {"authorization": f"Bearer {server.own_token}"}
+        refused = httpx.post(f"{address}/v1/releases/0/activate", headers=own_user)
+        moved = httpx.post(f"{address}/v1/releases/1/activate", headers=own_user)
     assert refused.status_code == 409
     assert refused.json()["type"] == "urn:mu2net:untrusted-release"
     assert "release 0 of" in refused.json()["detail"]
