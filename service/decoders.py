@@ -29,7 +29,8 @@ Result = TypeVar("Result")
 EncodedOrPixels = bytes | Pixels  # a file's bytes, or uint8 RGB of any size [height, width, 3]
 
 LIGHT_WORK = 4_000_000  # pixels times passes; a PNG of so many takes 40 ms, a lossless WebP 80 (measured)
-AHEAD = 2  # light images handed to each thread, so that none waits for the event loop between two
+AHEAD = 2  # times LIGHT_WORK handed to each thread, so that none waits for the event loop between two
+LEAST_WORK = 50_000  # that an image counts as: of small ones many are handed over at once, or batches would be small
 GLANCE_BYTES = 2**16  # of an image whose cost is looked at on the event loop: 40 µs, where a thread would take longer
 IDLE_S = 30.0  # after which a process without work is ended
 
@@ -42,7 +43,8 @@ class Decoders:
         self._limits = settings.image_limits
         self._tracer = tracer
         self._threads = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
-        self._light = Turns(AHEAD * settings.decode_threads)
+        ahead = AHEAD * settings.decode_threads * LIGHT_WORK
+        self._light = Turns(ahead // LEAST_WORK, total=ahead)
         self._lookers = ThreadPoolExecutor(1, thread_name_prefix="look")
         self._drivers = ThreadPoolExecutor(settings.decode_processes, thread_name_prefix="drive")
         self._costly = Turns(settings.decode_processes, total=settings.max_image_pixels)
@@ -117,13 +119,24 @@ class Decoders:
         """
         if isinstance(image, bytes) and len(image) <= self._limits.max_bytes and not self._is_light(cost, len(sizes)):
             return await self._decode_apart(image, self._counted(cost), sizes, client)
-        return await self.beside(client, self._decode, image, cost.is_plain, sizes, get_current_span())
+        amount = cost.work * len(sizes)
+        return await self._beside(client, amount, self._decode, image, cost.is_plain, sizes, get_current_span())
 
     async def beside(
         self, client: str, work: "Callable[Arguments, Result]", *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Result:
         """Run short work of a client on the threads that decode, when it is the client's turn."""
-        async with self._light.turn(client):
+        return await self._beside(client, LIGHT_WORK, work, *args, **kwargs)
+
+    async def _beside(
+        self,
+        client: str,
+        amount: int,
+        work: "Callable[Arguments, Result]",
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        async with self._light.turn(client, max(amount, LEAST_WORK)):
             return await asyncio.wrap_future(self._threads.submit(work, *args, **kwargs))
 
     def _counted(self, cost: ImageCost) -> int:

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response, params
 from fastapi.dependencies.utils import get_flat_params
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -46,7 +47,7 @@ def create_app() -> FastAPI:
         description="One growing vision transformer, many tasks.",
         docs_url=None,  # the console has its own
         redoc_url=None,
-        dependencies=[Depends(KEY), Depends(refuse_unknown_parameters)],
+        dependencies=[Depends(KEY), Depends(KnownParameters())],
     )
     app.add_middleware(Observed)
     app.add_middleware(Cors)
@@ -61,25 +62,35 @@ def create_app() -> FastAPI:
     return app
 
 
-async def refuse_unknown_parameters(request: Request) -> None:
-    """Refuse what FastAPI would ignore: a misspelt ?top_k that goes unnoticed answers another question.
+class KnownParameters:
+    """Refuses what FastAPI would ignore: a misspelt ?top_k that goes unnoticed answers another question."""
 
-    Raises:
-        InvalidInput: the message lists the known.
-    """
-    if not request.query_params:
-        return
-    known = sorted(
-        field.alias
-        for field in get_flat_params(request.scope["route"].dependant)
-        if isinstance(field.field_info, params.Query)
-    )
-    unknown = sorted(set(request.query_params) - set(known))
-    if unknown:
-        names = ", ".join(repr(name[:80]) for name in unknown[:5])
-        raise InvalidInput(
-            f"query parameter {names} is not known at {request.url.path[:200]!r}; known: {', '.join(known) or 'none'}"
-        )
+    def __init__(self) -> None:
+        self._of_route: dict[str, frozenset[str]] = {}  # by its id; found once, since a request has no time for it
+
+    async def __call__(self, request: Request) -> None:
+        """
+        Raises:
+            InvalidInput: a query parameter is unknown; the message lists the known.
+        """
+        if not request.query_params:
+            return
+        known = self._known(request.scope["route"])
+        unknown = sorted(set(request.query_params) - known)
+        if unknown:
+            names = ", ".join(repr(name[:80]) for name in unknown[:5])
+            raise InvalidInput(
+                f"query parameter {names} is not known at {request.url.path[:200]!r}; known: "
+                f"{', '.join(sorted(known)) or 'none'}"
+            )
+
+    def _known(self, route: APIRoute) -> frozenset[str]:
+        found = self._of_route.get(route.unique_id)
+        if found is None:
+            fields = get_flat_params(route.dependant)
+            found = frozenset(field.alias for field in fields if isinstance(field.field_info, params.Query))
+            self._of_route[route.unique_id] = found
+        return found
 
 
 def _add_classify(app: FastAPI) -> None:
