@@ -81,6 +81,8 @@ async def answer_of(reader: asyncio.StreamReader) -> bytes:
         found = await reader.readuntil(b"\r\n\r\n")
     except (asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
         return error.partial if isinstance(error, asyncio.IncompleteReadError) else b""
+    except ConnectionError:
+        return b""
     length = next((int(v) for n, _, v in (line.partition(b":") for line in found.split(b"\r\n"))
                    if n.lower() == b"content-length"), 0)  # fmt: skip
     return found + await reader.readexactly(length)
