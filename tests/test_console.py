@@ -13,6 +13,7 @@ from models.jobs import JobProgress, JobQueue, JobRequest, queue_url
 from models.names import TaskName
 from models.store import Store
 from service.keys import add_key, new_key
+from service.server import Server
 from tests.drawn import draw_folder, zipped
 from tests.listening import listening
 from tests.service_store import TaskPlan, make_store, store_route
@@ -40,8 +41,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture(scope="module")
-def client(store: Store) -> Iterator[httpx.Client]:
-    with listening(store.folder) as (url, _), httpx.Client(base_url=url, timeout=30) as client:
+def running(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Server]]:
+    with listening(store.folder, cache=tmp_path_factory.mktemp("cache")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(running: tuple[str, Server]) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=running[0], timeout=30) as client:
         yield client
 
 
@@ -55,8 +62,9 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(browser: Browser, client: httpx.Client) -> Iterator[Page]:
-    """The page, opened; at its end nothing may have failed in it, nor been asked of another server."""
+def page(browser: Browser, client: httpx.Client, running: tuple[str, Server]) -> Iterator[Page]:
+    """The page, opened by this machine's user; at its end nothing may have failed in it, nor been asked of another
+    server."""
     failures: list[str] = []
     asked: list[str] = []
     with browser.new_context() as context:
@@ -64,8 +72,9 @@ def page(browser: Browser, client: httpx.Client) -> Iterator[Page]:
         page.on("pageerror", lambda error: failures.append(str(error)))
         page.on("console", lambda said: failures.append(said.text) if "Security Policy" in said.text else None)
         page.on("request", lambda request: asked.append(request.url))
-        page.goto(str(client.base_url))
+        page.goto(f"{client.base_url}#token={running[1].own_token}")
         expect(page.locator("#map svg")).to_be_visible()
+        assert "token" not in page.url  # nobody reads it over a shoulder, nor from the history
         yield page
         assert not failures
         assert [url for url in asked if not url.startswith((str(client.base_url), "blob:"))] == []
