@@ -208,7 +208,8 @@ def exchange(url: str, *parts: bytes, pause_s: float = 0.0) -> bytes:
 
 
 def head(path: str = PATH, *lines: str, method: str = "POST") -> bytes:
-    return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: x", "Connection: close", *lines, "", ""]).encode("latin-1")
+    own = (f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", "Connection: close")
+    return "\r\n".join([*own, *lines, "", ""]).encode("latin-1")
 
 
 TRICKS = {
