@@ -28,6 +28,7 @@ from filelock import FileLock
 from models.errors import DamagedObject
 from models.storage import CACHE, STORE, writing
 
+ATTEMPTS = 20  # of a writer whom others are faster than
 REFRESH_AGE_S = 3600.0  # younger files need no touch: an object store has none, there it is a copy of the file
 OWN_FOLDER = 0o700
 SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # no link is followed, and opening a pipe does not wait
@@ -187,34 +188,26 @@ class LocalFiles:
             FileNotFoundError: there is none.
             DamagedObject: a link or something else than a regular file stands there.
         """
-        descriptor = self._open_parent(name)
+        *folders, last = name.split("/")
+        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        for folder in folders:
+            descriptor = self._open_within(descriptor, folder, os.O_DIRECTORY, name)
+        file = self._open_within(descriptor, last, 0, name)
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            os.close(file)
+            raise self._not_regular(name)
+        return os.fdopen(file, "rb")
+
+    def _open_within(self, descriptor: int, part: str, flags: int, name: str) -> int:
+        """Open one part of `name` in the folder that `descriptor` is, and close that."""
         try:
-            file = os.open(name.rpartition("/")[2], os.O_RDONLY | SAFELY, dir_fd=descriptor)
+            return os.open(part, os.O_RDONLY | flags | SAFELY, dir_fd=descriptor)
         except FileNotFoundError:
             raise
         except OSError as error:
             raise self._not_regular(name, error) from error
         finally:
             os.close(descriptor)
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            os.close(file)
-            raise self._not_regular(name)
-        return os.fdopen(file, "rb")
-
-    def _open_parent(self, name: str) -> int:
-        """Return a descriptor of the folder that holds `name`."""
-        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        for part in name.split("/")[:-1]:
-            try:
-                below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | SAFELY, dir_fd=descriptor)
-            except FileNotFoundError:
-                raise
-            except OSError as error:
-                raise self._not_regular(name, error) from error
-            finally:
-                os.close(descriptor)
-            descriptor = below
-        return descriptor
 
     def _not_regular(self, name: str, error: OSError | None = None) -> DamagedObject:
         reason = f" ({error.strerror})" if error is not None else ""
@@ -315,6 +308,21 @@ class LocalFiles:
 
     def _writing(self) -> AbstractContextManager[None]:
         return writing(STORE, self.folder)
+
+
+def change_file(files: Files, name: str, change: Callable[[bytes | None], bytes]) -> bool:
+    """Put what `change` makes of a file's content in its place; the content is None where there is no file.
+
+    Returns whether that was done: not if other writers were faster each of `ATTEMPTS` times.
+    """
+    for _ in range(ATTEMPTS):
+        with suppress(FileChanged, FileExistsError):  # another writer was faster: what it wrote must not get lost
+            if files.exists(name):
+                files.swap(name, change)
+            else:
+                files.create(name, change(None))
+            return True
+    return False
 
 
 def folder_mode(folder: Path) -> int:

@@ -97,6 +97,11 @@ class DataLimits:
     max_threads: int | None = None  # that decode, each with an image in memory; None: one a core
     image: ImageLimits = ImageLimits()
 
+    @property
+    def workers(self) -> int:
+        """How many images are decoded at once."""
+        return min(usable_cores(), self.max_threads or usable_cores())
+
 
 @dataclass(frozen=True, slots=True)
 class ImageEntry:
@@ -156,8 +161,7 @@ class ImageFolder:
     ) -> list[Result]:
         """Return `work` of each entry, in order; on all cores where the files are large enough for that to pay."""
         size = sum(self._files.sizes[self._top + entry.name] for entry in entries)
-        workers = min(usable_cores(), self.limits.max_threads or usable_cores())
-        workers = workers if size > THREADED_BYTES * len(entries) else 1
+        workers = self.limits.workers if size > THREADED_BYTES * len(entries) else 1
         with ThreadPoolExecutor(workers) as pool:
             results: list[Result] = []
             for result in pool.map(work, entries) if workers > 1 else map(work, entries):
@@ -244,8 +248,8 @@ def look_at_images(
         looks = folder.map(look, folder.entries, progress)
     else:
         looks = []
-        workers = min(usable_cores(), folder.limits.max_threads or usable_cores())
-        for entry, found in zip(folder.entries, look_beside(paths, folder.limits.image, known, workers), strict=True):
+        beside = look_beside(paths, folder.limits.image, known, folder.limits.workers)
+        for entry, found in zip(folder.entries, beside, strict=True):
             looks.append(look(entry) if found is None else found)
             if progress is not None:
                 progress(len(looks), len(paths))

@@ -49,10 +49,5 @@ def find_keys(files: Files) -> KeyList | None:
         return None
 
 
-def read_keys(files: Files) -> KeyList:
-    """Return the keys of a store, none where it has no list; raises what `find_keys` raises."""
-    return find_keys(files) or KeyList()
-
-
 def decoded_keys(data: bytes) -> KeyList:
     return decode(KeyList, data, KEYS_FILE)

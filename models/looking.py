@@ -17,10 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 from types import MappingProxyType
 from typing import IO
 
+from models import apart
 from models.errors import ImageTooLarge, InvalidData, InvalidImage
 from models.image_files import read_bounded
 from models.preprocess import ImageLimits, check_image
@@ -79,9 +79,8 @@ def look_beside(
 
 def _started() -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "models.looking"],
-        cwd=Path(__file__).parents[1],
-        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+        apart.command_of("models.looking"),
+        env=apart.without_threads(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from models.errors import InvalidConfig, PublishConflict, UntrustedRelease
-from models.files import FileChanged, Files
+from models.files import ATTEMPTS, Files, change_file
 from models.records import decode, encode
 from models.release import Release
 
@@ -31,7 +31,6 @@ FOLDER = "signatures"
 CONTEXT = b"mu2net release 1\n"  # so that a signature of ours is one of nothing else
 RAW_BYTES = 32  # of a public key
 MAX_KEY_FILE_BYTES = 65_536
-ATTEMPTS = 20  # of a writer whom others are faster than
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,20 +183,14 @@ def read_signatures(files: Files, number: int) -> tuple[ReleaseSignature, ...]:
 def add_signatures(files: Files, number: int, made: Sequence[ReleaseSignature]) -> None:
     """Put signatures to those of a release, each key's in place of its former one; others' stay."""
     name = signature_name(number)
+    keys = {signature.key for signature in made}
 
-    def with_made(found: ReleaseSignatures) -> ReleaseSignatures:
-        keys = {signature.key for signature in made}
-        kept = [signature for signature in found.signatures if signature.key not in keys]
-        return ReleaseSignatures((*kept, *made))
+    def with_made(data: bytes | None) -> bytes:
+        found = () if data is None else decode(ReleaseSignatures, data, files.shown(name)).signatures
+        return encode(ReleaseSignatures((*(signature for signature in found if signature.key not in keys), *made)))
 
-    for _ in range(ATTEMPTS):
-        with suppress(FileChanged, FileExistsError):
-            if files.exists(name):
-                files.swap(name, lambda data: encode(with_made(decode(ReleaseSignatures, data, files.shown(name)))))
-            else:
-                files.create(name, encode(with_made(ReleaseSignatures())))
-            return
-    raise PublishConflict(f"{files.shown(name)} was changed by others {ATTEMPTS} times meanwhile: sign again")
+    if not change_file(files, name, with_made):
+        raise PublishConflict(f"{files.shown(name)} was changed by others {ATTEMPTS} times meanwhile: sign again")
 
 
 def fitting_signatures(files: Files, release: Release) -> list[ReleaseSignature]:

@@ -156,7 +156,9 @@ def require_own(scope: Scope, server: Server) -> None:
     """
     if not server.is_for_own_user or server.keys.are_known:
         return
-    trouble = why_foreign(scope["headers"], scope["method"], server.allowed_hosts, server.allowed_origins)
+    trouble = why_foreign(
+        scope["headers"], scope["method"], server.settings.allowed_hosts, server.settings.allowed_origins
+    )
     if trouble is not None:
         raise ForeignRequest(
             f"this server answers only this machine's own pages and programs, and {trouble}: call it by its loopback "
@@ -196,7 +198,7 @@ def caller_of(request: Request) -> Caller:
     return Caller(None, is_own_user=False, client=connection_of(request)) if known is None else known
 
 
-def _bearer(request: Request) -> str:
+def bearer(request: Request) -> str:
     """Return what a request sends as its token, "" if none."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
@@ -204,7 +206,7 @@ def _bearer(request: Request) -> str:
 
 def claimed_key(request: Request) -> str | None:
     """Return the id of the key that a request claims to have, whether or not it is right."""
-    found = TOKEN.fullmatch(_bearer(request))
+    found = TOKEN.fullmatch(bearer(request))
     return found[1] if found else None
 
 
@@ -221,12 +223,12 @@ def asked_again(request: Request, caller: Caller) -> Caller | None:
     server = server_of(request)
     if not server.keys.is_required:
         return caller if caller.key is None else None
-    key = server.keys.holder(_bearer(request))
+    key = server.keys.holder(bearer(request))
     return None if key is None or caller.key is None or key.id != caller.key.id else replace(caller, key=key)
 
 
 def _key_holder(request: Request, server: Server, action: Action) -> Caller:
-    token = _bearer(request)
+    token = bearer(request)
     key = server.keys.holder(token)
     if key is None:
         raise KeyNeeded(_why_no_key(token, server))
@@ -264,7 +266,7 @@ def _without_key(request: Request, server: Server, action: Action) -> Caller:
         if action in CHANGES:
             raise WritingIsOff(_why_no_writing(server))
         return Caller(None, is_own_user=False, client=client)
-    token = _bearer(request)
+    token = bearer(request)
     if token and not _is_own(token, server):
         raise KeyNeeded(
             "this server has no API keys, and what the request brings is not the token of its machine's user: send "

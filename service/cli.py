@@ -21,7 +21,7 @@ from models.own_token import own_token
 from models.signatures import Trust, load_signer
 from models.store import Store, is_url
 from service.keys import key_files
-from service.own_pages import is_loopback_name
+from service.own_pages import as_host, is_loopback_name
 from service.settings import load_settings, server_environment
 from service.with_worker import run_both, worker_command
 
@@ -95,15 +95,13 @@ def _token(keys: Files, address: str, folder: Path) -> str | None:
     Raises:
         InvalidConfig: it cannot be kept, or is no secret.
     """
-    is_loopback = is_loopback_name(f"[{address}]" if ":" in address else address)
-    return own_token(folder) if is_loopback and not keys.exists(KEYS_FILE) else None
+    return own_token(folder) if is_loopback_name(as_host(address)) and not keys.exists(KEYS_FILE) else None
 
 
 def _tell_console(address: str, port: int, token: str | None) -> None:
     """Print the console's address with the token to a person, never into a log; browsers send no fragment."""
     if token is not None and sys.stdout.isatty():
-        host = f"[{address}]" if ":" in address else address
-        typer.echo(f"console: http://{host}:{port}/#token={token}")
+        typer.echo(f"console: http://{as_host(address)}:{port}/#token={token}")
 
 
 def bentoml_command(address: str, port: int) -> list[str]:

@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypedDict, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -30,7 +30,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from models.errors import InvalidConfig, InvalidInput, JobFailed, RequestRefused, ServerUnreachable
 from models.own_token import find_own_token
 from models.preprocess import upright
-from service.own_pages import is_loopback_name
+from service.own_pages import as_host, is_loopback_name
 from service.settings import token_folder
 
 ImageLike = str | Path | bytes | bytearray | memoryview | Image.Image | np.ndarray[Any, Any]
@@ -129,14 +129,7 @@ class Client:
             retries: how often a server that is busy, not ready or not reached is asked again.
             transport: how requests are sent, if not over the network.
         """
-        token = _own_token(url) if key is None else None
-        self._http = httpx.Client(
-            base_url=url,
-            headers=_headers(token if key is None else key),
-            timeout=timeout_s,
-            transport=transport,
-            trust_env=token is None,  # a proxy that the environment names would get to see the token
-        )
+        self._http = httpx.Client(base_url=url, timeout=timeout_s, transport=transport, **_access(url, key))
         self._retries = retries
 
     def __enter__(self) -> Self:
@@ -267,14 +260,7 @@ class AsyncClient:
         retries: int = 5,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        token = _own_token(url) if key is None else None
-        self._http = httpx.AsyncClient(
-            base_url=url,
-            headers=_headers(token if key is None else key),
-            timeout=timeout_s,
-            transport=transport,
-            trust_env=token is None,
-        )
+        self._http = httpx.AsyncClient(base_url=url, timeout=timeout_s, transport=transport, **_access(url, key))
         self._retries = retries
 
     async def __aenter__(self) -> Self:
@@ -376,8 +362,7 @@ class AsyncClient:
 
 def _own_token(url: str) -> str | None:
     """Return the token of this machine's user for a server on a loopback address, None for every other server."""
-    host = httpx.URL(url).host
-    if not is_loopback_name(f"[{host}]" if ":" in host else host):
+    if not is_loopback_name(as_host(httpx.URL(url).host)):
         return None
     try:
         return find_own_token(token_folder())
@@ -385,8 +370,17 @@ def _own_token(url: str) -> str | None:
         return None  # reading and classifying need none, and a server says what it needs
 
 
-def _headers(key: str | None) -> dict[str, str]:
-    return {} if key is None else {"authorization": f"Bearer {key}"}
+class _Access(TypedDict):
+    headers: Mapping[str, str]
+    trust_env: bool
+
+
+def _access(url: str, key: str | None) -> _Access:
+    """Return what httpx needs to know of the key, or of the token that is sent in its place."""
+    token = _own_token(url) if key is None else None
+    sent = token if key is None else key
+    headers = {} if sent is None else {"authorization": f"Bearer {sent}"}
+    return _Access(headers=headers, trust_env=token is None)  # a proxy that the environment names would see the token
 
 
 def _classify_url(task: str) -> str:

@@ -19,7 +19,7 @@ class Cors:
         self._shared: ASGIApp | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        origins = server_of(Request(scope)).allowed_origins if scope["type"] == "http" else frozenset()
+        origins = server_of(Request(scope)).settings.allowed_origins if scope["type"] == "http" else frozenset()
         if not origins:
             await self._app(scope, receive, send)
             return

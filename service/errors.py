@@ -20,8 +20,6 @@ PROBLEM_JSON = "application/problem+json"
 NOT_READY_RETRY_S = 1  # how often a server looks for a release by default
 CLIENT_GONE = 499  # nginx's number; nobody reads the answer, only the metrics
 
-log = logging.getLogger("mu2net.request")
-
 # The nearest class in an error's own line of descent decides.
 STATUS: dict[type[errors.Mu2NetError], HTTPStatus] = {
     errors.Mu2NetError: HTTPStatus.INTERNAL_SERVER_ERROR,

@@ -1,4 +1,4 @@
-"""The HTTP interface (DESIGN section 8) as a FastAPI application; `service/api.py` mounts it into BentoML."""
+"""The HTTP interface as a FastAPI application; `service/api.py` mounts it into BentoML."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any

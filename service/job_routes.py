@@ -135,10 +135,6 @@ def _require_room(server: Server, caller: Caller) -> None:
     server.queue.require_quota(smallest, _quota(server))
 
 
-def _require_quota(server: Server, asked: JobRequest) -> None:
-    server.queue.require_quota(asked, _quota(server))
-
-
 def _require_bytes(server: Server, request: JobRequest, new: int) -> None:
     """Raise QuotaExceeded if a key's jobs have too many bytes of uploads kept for `new` more."""
     kept, allowed = Uploads(server.store()).kept_bytes(server.queue.uploads_of(request.key)), server.settings
@@ -153,9 +149,7 @@ def _require_bytes(server: Server, request: JobRequest, new: int) -> None:
 async def _queued(request: Request, caller: Caller, form: TaskForm, asked: JobRequest) -> Job:
     """Look at the images, keep them and queue the job; if anything is wrong, nothing stays behind."""
     path, server = form.zip, server_of(request)
-    await server.store_threads.run(_require_idle, server, asked.task)
-    await server.store_threads.run(_require_quota, server, asked)
-    await server.store_threads.run(_require_bytes, server, asked, path.stat().st_size)
+    await server.store_threads.run(_require_acceptable, server, asked, path.stat().st_size)
     holder = request.state.visit.holder
     await unless_gone(request, server.inspections.inspect(path, shown_as=form.filename, client=holder))
     if asked_again(request, caller) is None:  # an upload may take hours
@@ -163,8 +157,11 @@ async def _queued(request: Request, caller: Caller, form: TaskForm, asked: JobRe
     return await server.upload_threads.run(_keep_and_queue, server, path, asked)
 
 
-def _require_idle(server: Server, task: TaskName) -> None:
-    server.queue.require_idle(task)  # the queue of a store behind a URL asks it once
+def _require_acceptable(server: Server, asked: JobRequest, new: int) -> None:
+    """Raise TaskBusy or QuotaExceeded if a job with `new` bytes of images would be refused anyway."""
+    server.queue.require_idle(asked.task)
+    server.queue.require_quota(asked, _quota(server))
+    _require_bytes(server, asked, new)
 
 
 def _keep_and_queue(server: Server, path: Path, request: JobRequest) -> Job:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from models.errors import InvalidConfig, InvalidInput, Mu2NetError, NotFound, NotReady, UnknownKey
-from models.files import FileChanged, Files
+from models.files import ATTEMPTS, Files, change_file
 from models.key_list import KEYS_FILE, Key, KeyList, Manages, decoded_keys, find_keys
 from models.records import encode
 from models.store import is_url, now, open_files
@@ -25,7 +25,6 @@ ALL_TASKS = "all"  # in a key: every task that is not private
 TOKEN = re.compile(r"mu2net_([0-9a-f]{8})_([\w-]{43})")
 NOBODY = "0" * 64  # what an unknown key's hash is compared with, so that it takes as long as a known one's
 FIRST_LOOK_S = 3.0  # that a start waits for the keys
-ATTEMPTS = 20  # of a writer whom others are faster than
 
 log = logging.getLogger("mu2net.keys")
 audit = logging.getLogger("mu2net.audit")
@@ -85,17 +84,13 @@ def _find(found: KeyList, name: str) -> Key:
 
 
 def _change(files: Files, change: Callable[[KeyList], KeyList]) -> None:
-    for _ in range(ATTEMPTS):
-        try:
-            with files.lock():
-                if files.exists(KEYS_FILE):
-                    files.swap(KEYS_FILE, lambda data: encode(change(decoded_keys(data))))
-                else:
-                    files.create(KEYS_FILE, encode(change(KeyList())))
-            return
-        except (FileChanged, FileExistsError):
-            continue  # another writer was faster: its keys must not get lost
-    raise InvalidInput(f"{files.shown(KEYS_FILE)} was changed by others {ATTEMPTS} times meanwhile: try again")
+    def changed(data: bytes | None) -> bytes:
+        return encode(change(KeyList() if data is None else decoded_keys(data)))
+
+    with files.lock():
+        is_done = change_file(files, KEYS_FILE, changed)
+    if not is_done:
+        raise InvalidInput(f"{files.shown(KEYS_FILE)} was changed by others {ATTEMPTS} times meanwhile: try again")
 
 
 def _digest(token: str) -> str:

@@ -14,6 +14,10 @@ KEPT_FREE_BYTES = 32 * 2**20  # at the heap's end: giving it back and asking aga
 NO_MEMORY = re.compile(r"allocate memory|bad_alloc|out of memory", re.IGNORECASE)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or NO_MEMORY.search(str(error)) is not None
+
+
 def resident_bytes() -> int | None:
     """Return the resident memory of this process, None where the system does not say (it does on Linux)."""
     try:

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from models.errors import ForeignRequest, Overloaded
 from service import errors, traces
 from service.access import CHANGES, caller_of, claimed_key, connection_of, require_own, server_of
+from service.server import Server
 from service.visit import Visit
 
 REQUEST_ID_HEADER = b"x-request-id"
@@ -56,10 +57,11 @@ class Observed:
                 visit.end()  # all is computed: a client that does not read its answer holds its connection alone
             await send(message)
 
-        visit = Visit(server_of(Request(scope)), scope, receive)
+        server = server_of(Request(scope))
+        visit = Visit(server, scope, receive)
         scope["state"]["visit"] = visit
         try:
-            await self._chosen(scope, visit)(scope, visit.receive, send_with_id)
+            await self._chosen(scope, server, visit)(scope, visit.receive, send_with_id)
         except Exception:
             log.exception("request failed unexpectedly", extra=_about(scope))
             if status:
@@ -67,12 +69,12 @@ class Observed:
             await errors.unexpected()(scope, receive, send_with_id)
         finally:
             visit.end()
-            _tell(scope, status or errors.CLIENT_GONE, time.monotonic() - started)
+            _tell(scope, server, status or errors.CLIENT_GONE, time.monotonic() - started)
 
-    def _chosen(self, scope: Scope, visit: Visit) -> ASGIApp:
+    def _chosen(self, scope: Scope, server: Server, visit: Visit) -> ASGIApp:
         """Return what answers a request: the application if the request is for this server and has a place in it."""
         try:
-            require_own(scope, server_of(Request(scope)))
+            require_own(scope, server)
             visit.begin()
         except (ForeignRequest, Overloaded) as error:
             return errors.problem_of(error)
@@ -95,8 +97,8 @@ def _about(scope: Scope) -> dict[str, object]:
     }
 
 
-def _tell(scope: Scope, status: int, seconds: float) -> None:
-    server, state = server_of(Request(scope)), scope["state"]
+def _tell(scope: Scope, server: Server, status: int, seconds: float) -> None:
+    state = scope["state"]
     if state.get("tasks") is not None:
         server.metrics.count(state["tasks"], status, seconds)
     if status in REFUSED or state.get("action") in CHANGES:

@@ -76,6 +76,11 @@ def _name_of(host: bytes) -> str | None:
     return None if found is None else found["name"]
 
 
+def as_host(address: str) -> str:
+    """Return an IP address as it stands in a URL: IPv6 in brackets."""
+    return f"[{address}]" if ":" in address else address
+
+
 @lru_cache(maxsize=256)
 def is_loopback_name(name: str) -> bool:
     """Tell whether a name, an IPv6 address in brackets, is `localhost` or a loopback address."""

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from models import apart
 from models.errors import Mu2NetError, kind_of
 from models.names import RouteId, SubgraphId, TaskName
 from models.precision import Precision
@@ -30,7 +31,7 @@ from models.store import Signature, Store, object_name, route_objects
 from service import engine
 from service.engine import LoadedRoute, Row
 from service.golden import Proofs
-from service.memory import NO_MEMORY, resident_bytes
+from service.memory import is_out_of_memory, resident_bytes
 from service.prepared import PreparedGraphs
 from service.release import StagePool
 from service.runtime import CPU, CUDA, start_runtime
@@ -157,9 +158,7 @@ class _Limit:
         resource.setrlimit(resource.RLIMIT_CPU, (int(request.cpu_s) + 1, int(request.cpu_s) + 2))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if request.provider == CPU:
-            limit = _data_bytes() + memory_bytes
-            with suppress(ValueError, OSError):  # a lower limit of the system's own stays
-                resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+            apart.limit_memory(_data_bytes() + memory_bytes)
         self._timeout_s = request.timeout_s
         self._allowed_bytes = (resident_bytes() or 0) + CUDA_BYTES + memory_bytes
         self.begin_route()
@@ -186,9 +185,8 @@ def _data_bytes() -> int:
 
 def failure_of(error: Exception) -> dict[str, str]:
     """Return an error as the answer tells it."""
-    is_memory = isinstance(error, MemoryError) or NO_MEMORY.search(str(error)) is not None
     text = str(error) if isinstance(error, Mu2NetError) else f"{type(error).__name__}: {error}"
-    return {"kind": "out-of-memory" if is_memory else kind_of(error), "error": text}
+    return {"kind": "out-of-memory" if is_out_of_memory(error) else kind_of(error), "error": text}
 
 
 def request_of(plain: Mapping[str, Any]) -> Request:

@@ -104,7 +104,7 @@ class StagePool:
         routes: dict[TaskName, LoadedRoute] = {}
         for task, route_id in record.tasks.items():
             kept = loaded.get(route_id)
-            routes[task] = kept if kept and kept.task == task else self._load_route(store, task, route_id)
+            routes[task] = kept if kept and kept.task == task else self.load_route(store, task, route_id)
         root = roots.get(record.root)
         if root is None:
             root = store.route(record.root, needed_by=f"release {record.number} as its root")
@@ -116,9 +116,6 @@ class StagePool:
         Raises:
             StoreError, InvalidRoute: as `load_release`.
         """
-        return self._load_route(store, task, route_id)
-
-    def _load_route(self, store: Store, task: TaskName, route_id: RouteId) -> LoadedRoute:
         route = store.route(route_id, needed_by=f"task {task!r}")
         if route.task != task:
             raise InvalidRoute(f"route {route_id} is listed for task {task!r}, but says it is of {route.task!r}")

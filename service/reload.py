@@ -23,7 +23,7 @@ from models.release import Release
 from models.signatures import Trust
 from models.store import Store, object_name, route_objects
 from service.golden import Proofs, RunRows
-from service.memory import NO_MEMORY, give_back, resident_bytes
+from service.memory import give_back, is_out_of_memory, resident_bytes
 from service.metrics import Metrics
 from service.proof_process import ProofLimits, ProofProcess, Stopped
 from service.prove import Proved
@@ -312,9 +312,7 @@ class Watcher:
 def _kind_of(error: Exception) -> str:
     if isinstance(error, ProofFailed):
         return error.kind
-    if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
-        return "out-of-memory"
-    return kind_of(error)
+    return "out-of-memory" if is_out_of_memory(error) else kind_of(error)
 
 
 def _subgraphs(release: LoadedRelease) -> set[SubgraphId]:

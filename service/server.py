@@ -20,7 +20,7 @@ from service.door import Door
 from service.job_feed import JobFeed
 from service.keys import KeyRing, key_files
 from service.metrics import Metrics
-from service.own_pages import is_loopback_name
+from service.own_pages import as_host, is_loopback_name
 from service.places import Places, places_of
 from service.predictor import Predictor
 from service.prepared import prepared_graphs
@@ -69,7 +69,7 @@ class Server:
     def is_for_own_user(self) -> bool:
         """Tell whether the server is bound to a loopback address, where this machine's user needs no key."""
         address = self.settings.bind_address
-        return is_loopback_name(f"[{address}]" if ":" in address else address) and address != "localhost"
+        return is_loopback_name(as_host(address)) and address != "localhost"
 
     @cached_property
     def own_token(self) -> str | None:
@@ -81,14 +81,6 @@ class Server:
         except InvalidConfig as error:
             log.error("without an API key nobody can change anything here: %s", error)
             return None
-
-    @cached_property
-    def allowed_hosts(self) -> frozenset[str]:
-        return self.settings.allowed_hosts
-
-    @cached_property
-    def allowed_origins(self) -> frozenset[str]:
-        return self.settings.allowed_origins
 
     @cached_property
     def decoded(self) -> DecodedRecords:

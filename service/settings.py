@@ -6,6 +6,7 @@ An unknown `MU2NET_` name is refused, since a misspelt limit that is silently ig
 import os
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,6 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from models.errors import InvalidConfig
 from models.family import PARENT_VARIABLE
 from models.inspection import MEMORY_LIMIT
-from models.jobs import absolute_queue
 from models.own_token import default_folder
 from models.preprocess import ImageLimits
 from models.store import is_url
@@ -155,13 +155,13 @@ class Settings(BaseSettings):
     max_batch_rows: int = Field(64, ge=1, description="pairs of image and task that run together")
     max_batch_s: float = Field(0.1, gt=0, le=60, description="seconds that a batch of several images may take")
 
-    @property
+    @cached_property
     def allowed_hosts(self) -> frozenset[str]:
-        return frozenset(name for name in (name.strip().lower() for name in self.hosts.split(",")) if name)
+        return _listed(self.hosts)
 
-    @property
+    @cached_property
     def allowed_origins(self) -> frozenset[str]:
-        return frozenset(origin for origin in (part.strip().lower() for part in self.cors_origins.split(",")) if origin)
+        return _listed(self.cors_origins)
 
     @property
     def door_limits(self) -> DoorLimits:
@@ -226,6 +226,11 @@ def _require_room_for_one(settings: Settings) -> None:
         )
 
 
+def _listed(text: str) -> frozenset[str]:
+    """Return names that are separated by commas, in lower case."""
+    return frozenset(name for name in (part.strip().lower() for part in text.split(",")) if name)
+
+
 def is_of_kubernetes(name: str, value: str) -> bool:
     """Whether Kubernetes sets this variable for a Service, so that it is no setting."""
     return any(names.fullmatch(name) and values.fullmatch(value) for names, values in _SERVICE_VARIABLES)
@@ -249,6 +254,8 @@ def server_environment(
     Places are absolute there, since BentoML starts the server in another folder. `bentoml_home` is left alone where
     it is set already.
     """
+    from models.jobs import absolute_queue  # SQLAlchemy: the client imports this file, too, and has no use for it
+
     own = {"MU2NET_STORE": store, "MU2NET_BIND_ADDRESS": bind_address, "BENTOML_DO_NOT_TRACK": "True"}
     own |= {} if trust is None else {"MU2NET_TRUST": trust}
     for name, place in (("CACHE", settings.cache), ("SIGN", settings.sign), ("KEYS", settings.keys)):

@@ -10,10 +10,12 @@ import math
 import shutil
 import tempfile
 
+from starlette.requests import Request
 from starlette.types import Message, Receive, Scope
 
 from models.errors import UploadTooSlow
 from models.storage import TEMPORARY, storage_full
+from service.access import bearer, connection_of
 from service.addresses import address_of
 from service.places import Places, Room
 from service.server import Server
@@ -147,11 +149,9 @@ def _require_disk(needed: int) -> None:
 
 def _holder(server: Server, scope: Scope) -> str:
     """Return whose room a request takes: its key's, its address's or, through a trusted proxy, its connection's."""
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            scheme, _, token = value.decode("latin-1").partition(" ")
-            key = server.keys.holder(token.strip()) if scheme.lower() == "bearer" else None
-            if key is not None:
-                return f"key {key.id}"
-    client = scope.get("client")
-    return address_of(scope, server.settings.trusted_proxies) or ("" if client is None else f"{client[0]} {client[1]}")
+    request = Request(scope)
+    token = bearer(request)
+    key = server.keys.holder(token) if token else None
+    if key is not None:
+        return f"key {key.id}"
+    return address_of(scope, server.settings.trusted_proxies) or connection_of(request)

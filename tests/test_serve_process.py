@@ -225,8 +225,8 @@ def test_a_port_is_reserved_before_it_is_bound(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"reserved\n"
-        name = r"(cat|python[\w.]*)"  # before and after it has become the other program
-        told = rf"port 3000 on 127\.0\.0\.1 is in use by another program, process {other.pid} \({name}\): stop it"
+        wait_until(other, lambda: psutil.Process(other.pid).cmdline() == ["cat"])
+        told = rf"port 3000 on 127\.0\.0\.1 is in use by another program, process {other.pid} \(cat\): stop it"
         with pytest.raises(PortInUse, match=told):
             reserve(tmp_path, "127.0.0.1", 3000)
         other.terminate()

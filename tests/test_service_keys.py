@@ -14,8 +14,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from models.errors import InvalidConfig, InvalidInput, UnknownKey
+from models.files import Files
 from models.jobs import JobRequest
-from models.key_list import KEYS_FILE, KeyList, Manages, read_keys
+from models.key_list import KEYS_FILE, KeyList, Manages, find_keys
 from models.names import TaskName
 from models.store import Store
 from service import key_commands
@@ -49,6 +50,10 @@ def make(
     key, token = new_key("a test", classify=classify, manages=manages, rate=rate)
     add_key(store.files, key)
     return token
+
+
+def read_keys(files: Files) -> KeyList:
+    return find_keys(files) or KeyList()
 
 
 def bearer(token: str) -> dict[str, str]:

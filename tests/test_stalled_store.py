@@ -35,7 +35,8 @@ def test_questions_are_given_up_within_ten_seconds() -> None:
     assert (remote_files.CONNECT_S + remote_files.READ_S) * remote_files.ATTEMPTS <= 10
     files = RemoteFiles("s3://bucket/store")
     assert (files._system.retries, files._system.config_kwargs["read_timeout"]) == (2, 3)
-    assert files._system.config_kwargs["retries"] == {"total_max_attempts": 1}, "s3fs alone tries again"
+    attempts = files._system.config_kwargs["retries"]["total_max_attempts"]  # botocore adds its own entries beside it
+    assert attempts == 1, "s3fs alone tries again"
 
 
 def test_a_store_that_never_answers_is_unreachable(silent: int, monkeypatch: pytest.MonkeyPatch) -> None:
