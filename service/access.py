@@ -28,6 +28,7 @@ from service.keys import ALL_TASKS, TOKEN
 from service.own_pages import why_foreign
 from service.release import LoadedRelease
 from service.server import Server
+from service.threads import Threads
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -131,6 +132,18 @@ def server_of(request: Request) -> Server:
     return server
 
 
+async def call_in(
+    threads: Threads,
+    request: Request,
+    call: "Callable[Arguments, Result]",
+    /,
+    *args: Arguments.args,
+    **kwargs: Arguments.kwargs,
+) -> Result:
+    """Run a request's call in threads, see `Threads.run`."""
+    return await threads.run(request.state.visit.holder, call, *args, **kwargs)
+
+
 def asks_store(endpoint: "Callable[Arguments, Result]") -> "Callable[Arguments, Awaitable[Result]]":
     """Have an endpoint or a dependency with a parameter `request` run in the server's threads for the store."""
 
@@ -138,7 +151,7 @@ def asks_store(endpoint: "Callable[Arguments, Result]") -> "Callable[Arguments, 
     async def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         request = kwargs["request"]
         assert isinstance(request, Request), "FastAPI passes parameters by name"
-        return await server_of(request).store_threads.run(endpoint, *args, **kwargs)
+        return await call_in(server_of(request).store_threads, request, endpoint, *args, **kwargs)
 
     return run
 

@@ -9,7 +9,9 @@ bound. Each can be switched on again: BENTOML_CONFIG_OPTIONS='services.mu2net.lo
 import gc
 import os
 import signal
+import sys
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 
 import bentoml
@@ -30,16 +32,19 @@ from service.draining import drain_on_sigterm
 from service.head import HeadAsGet
 from service.http import create_app
 from service.logs import write_json_logs
+from service.loop_turns import LoopTurns
 from service.memory import keep_large_blocks_apart
 from service.metrics import Metrics, forget_dead_processes
 from service.protocol import protocol_class
 from service.runtime import start_runtime
 from service.server import Server, build_server
 from service.settings import become_parent, load_settings, metrics_folder, traces_endpoint
+from service.visit import holder_of
 
 app = create_app()
 door = Door()
 uvicorn.config.HTTP_PROTOCOLS["auto"] = protocol_class(door)  # type: ignore[assignment]  # BentoML names none
+SWITCH_S = 0.0005  # that the event loop waits for a thread that computes, each time; 5 ms by default
 UNTRACED = [r"^[^/]+//[^/]+/(livez|readyz|healthz|metrics)$"]  # asked every few seconds
 
 
@@ -101,6 +106,7 @@ class Mu2Net:
         write_json_logs()
         os.umask(0o077)  # what libraries write is nobody else's
         keep_large_blocks_apart()
+        sys.setswitchinterval(SWITCH_S)
         settings = load_settings()
         if settings.parent not in (None, os.getpid()):  # the latter where BentoML serves within its own process
             end_with_parent(settings.parent)
@@ -109,6 +115,7 @@ class Mu2Net:
         tracer = BentoMLContainer.tracer_provider.get().get_tracer("mu2net")
         self._server: Server = build_server(settings, Metrics(), tracer, door)
         app.state.server = self._server
+        door.loop_turns = LoopTurns(partial(holder_of, self._server))
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod

@@ -11,12 +11,14 @@ import resource
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Protocol
 
 from service.addresses import address_of
+from service.loop_turns import LoopTurns
 
-SWEEP_S = 1.0  # between looks for connections that take too long
+SWEEP_S = 0.25  # between looks for connections that take too long
 RESERVED_DESCRIPTORS = 256  # of this process, for the store, sessions and pipes
 SHARES = 16  # one address may hold so large a part of all connections
 
@@ -56,6 +58,7 @@ class Door:
     def __init__(self) -> None:
         self.limits = DoorLimits()
         self.is_draining = False
+        self.loop_turns: LoopTurns | None = None  # the line before all requests
         self._trusted_proxies = ""
         self._inside: dict[Visitor, str] = {}
         self._held: Counter[str] = Counter()
@@ -128,6 +131,7 @@ class Door:
             visitor.abort()
 
 
+@lru_cache(maxsize=256)  # most are the same, and come in floods
 def refusal(status: int, kind: str, detail: str) -> bytes:
     """Return a whole answer to a connection that is closed behind it."""
     title = kind.replace("-", " ").capitalize()

@@ -1,6 +1,6 @@
 """The HTTP interface as a FastAPI application; `service/api.py` mounts it into BentoML."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response, params
@@ -8,12 +8,14 @@ from fastapi.dependencies.utils import get_flat_params
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
 
 from models.errors import InvalidInput
 from models.store import Current
 from service import asking, console, errors, openapi, v2, views
-from service.access import Caller, allow, asks_store, server_of
+from service.access import Caller, allow, asks_store, call_in, server_of
 from service.cors import Cors
+from service.engine import LoadedRoute
 from service.job_routes import add_jobs
 from service.keys import ALL_TASKS
 from service.metrics import Visible, subgraph_label
@@ -155,25 +157,49 @@ def _names(texts: Sequence[str], caller: Caller, release: LoadedRelease) -> list
 
 
 def _add_descriptions(app: FastAPI) -> None:
-    @app.get("/v1/tasks", responses=errors.responses(401, 429, 503))
-    async def tasks(request: Request) -> TaskList:
+    @app.get("/v1/tasks", responses=errors.responses(401, 429, 503), response_model=TaskList)
+    async def tasks(request: Request) -> Response:
         """List the tasks of the release that answers."""
         caller = allow(request, "read")
         release = server_of(request).predictor.loaded_release()
-        return views.task_list(release, caller.visible(release))
+        return await _kept(request, caller, release, None, lambda: views.task_list(release, caller.visible(release)))
 
-    @app.get("/v1/tasks/{task}", responses=errors.responses(401, 404, 429, 503))
-    async def task(request: Request, task: str) -> TaskDetail:
+    @app.get("/v1/tasks/{task}", responses=errors.responses(401, 404, 429, 503), response_model=TaskDetail)
+    async def task(request: Request, task: str) -> Response:
         """Describe one task: labels, quality, cost, lineage, and what it shares with whom."""
         caller = allow(request, "read")
         release = server_of(request).predictor.loaded_release()
-        return views.task_detail(release, caller.visible_route(release, task), caller.visible(release))
+        described = caller.visible_route(release, task)
+        return await _kept(
+            request, caller, release, described, lambda: views.task_detail(release, described, caller.visible(release))
+        )
 
     @app.get("/metrics", include_in_schema=False)
-    def metrics(request: Request) -> Response:
+    async def metrics(request: Request) -> Response:
         caller, server = allow(request, "read"), server_of(request)
-        visible = None if caller.sees_all else seen_by(caller, server.residents.held)
-        return Response(server.metrics.render(metrics_folder(), visible), media_type=CONTENT_TYPE_LATEST)
+        return Response(
+            await call_in(server.answer_threads, request, _metrics, server, caller), media_type=CONTENT_TYPE_LATEST
+        )
+
+
+async def _kept(
+    request: Request,
+    caller: Caller,
+    release: LoadedRelease,
+    about: LoadedRoute | None,
+    make: Callable[[], BaseModel],
+) -> Response:
+    """Answer what a release says about a task or all of them; it is made once for all who see the same tasks."""
+    key = (about, caller.private_tasks)
+    found = release.answers.get(key)
+    if found is None:
+        found = await call_in(server_of(request).answer_threads, request, lambda: make().model_dump_json().encode())
+        release.answers.keep(key, found)
+    return Response(found, media_type="application/json")
+
+
+def _metrics(server: Server, caller: Caller) -> bytes:
+    return server.metrics.render(metrics_folder(), None if caller.sees_all else seen_by(caller, server.residents.held))
 
 
 def seen_by(caller: Caller, releases: Sequence[LoadedRelease]) -> Visible:

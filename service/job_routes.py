@@ -22,7 +22,7 @@ from models.release import require_task
 from models.route import Route
 from models.uploads import Uploads, drop_unused
 from service import errors
-from service.access import Caller, allow, asked_again, asks_store, note_change, server_of
+from service.access import Caller, allow, asked_again, asks_store, call_in, note_change, server_of
 from service.asking import unless_gone
 from service.job_feed import is_change
 from service.schemas import JobAnswer, JobList, JobView, Removed
@@ -59,10 +59,11 @@ def _add_tasks(app: FastAPI) -> None:
     async def add_task(request: Request, response: Response) -> JobAnswer:
         """Add a task from a zip of labelled images: one folder per class, perhaps below train/ and test/."""
         caller, server = allow(request, "tasks"), server_of(request)
-        await server.store_threads.run(_require_room, server, caller)
+        request.state.visit.begin_upload()  # before the queue is asked: of a hundred uploads at once most end here
+        await call_in(server.store_threads, request, _require_room, server, caller)
         async with task_form(request, fields, max_bytes=server.settings.max_upload_bytes) as form:
             name, budget, private = form.name, _budget(server, form), form.private
-            routes = await server.store_threads.run(_routes, server)
+            routes = await call_in(server.store_threads, request, _routes, server)
             if name in routes:
                 raise TaskExists(
                     f"there is a task {name!r} already: send more images with PUT /v1/tasks/{name}/data, evolve it "
@@ -78,8 +79,9 @@ def _add_tasks(app: FastAPI) -> None:
     async def put_data(request: Request, response: Response, task: str) -> JobAnswer:
         """Replace a task's images by a zip that has more of them, and evolve it on these."""
         caller, server = allow(request, "tasks"), server_of(request)
-        await server.store_threads.run(_require_room, server, caller)
-        routes = await server.store_threads.run(_routes, server)
+        request.state.visit.begin_upload()  # before the queue is asked: of a hundred uploads at once most end here
+        await call_in(server.store_threads, request, _require_room, server, caller)
+        routes = await call_in(server.store_threads, request, _routes, server)
         name = require_task(task, routes)
         private = routes[name].private
         async with task_form(request, (DATA, BUDGET, PARENTS), max_bytes=server.settings.max_upload_bytes) as form:
@@ -93,7 +95,7 @@ def _add_tasks(app: FastAPI) -> None:
         """Evolve a task further on the images that were sent last."""
         caller, server = allow(request, "tasks"), server_of(request)
         async with task_form(request, (BUDGET, PARENTS), max_bytes=FORM_BYTES) as form:
-            job = await server.store_threads.run(_iterate, server, caller, task, form)
+            job = await call_in(server.store_threads, request, _iterate, server, caller, task, form)
         return _accepted(job, caller, response)
 
     @app.delete("/v1/tasks/{task}", responses=errors.responses(401, 403, 404, 503))
@@ -149,12 +151,12 @@ def _require_bytes(server: Server, request: JobRequest, new: int) -> None:
 async def _queued(request: Request, caller: Caller, form: TaskForm, asked: JobRequest) -> Job:
     """Look at the images, keep them and queue the job; if anything is wrong, nothing stays behind."""
     path, server = form.zip, server_of(request)
-    await server.store_threads.run(_require_acceptable, server, asked, path.stat().st_size)
+    await call_in(server.store_threads, request, _require_acceptable, server, asked, path.stat().st_size)
     holder = request.state.visit.holder
     await unless_gone(request, server.inspections.inspect(path, shown_as=form.filename, client=holder))
     if asked_again(request, caller) is None:  # an upload may take hours
         raise KeyNeeded("the key of this upload was revoked while it was under way: send it again with another key")
-    return await server.upload_threads.run(_keep_and_queue, server, path, asked)
+    return await call_in(server.upload_threads, request, _keep_and_queue, server, path, asked)
 
 
 def _require_acceptable(server: Server, asked: JobRequest, new: int) -> None:
@@ -287,7 +289,7 @@ async def _begin_stream(request: Request) -> None:
 async def _begin_stream_of_all(request: Request) -> Caller:
     """Return who asks for a stream of all jobs, if the queue can be read."""
     caller, server = allow(request, "read"), server_of(request)
-    await server.store_threads.run(_require_queue, server)
+    await call_in(server.store_threads, request, _require_queue, server)
     request.state.visit.begin_stream()
     return caller
 

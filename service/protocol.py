@@ -137,6 +137,11 @@ def protocol_class(door: Door) -> type[HttpToolsProtocol]:
             if self._head_bytes > door.limits.max_head_bytes:
                 raise _HeadTooLarge
 
+        def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+            if door.loop_turns is not None:
+                app = door.loop_turns.before(app, lambda: cycle.disconnected)
+            super()._start_asgi_task(cycle, app)
+
         # what the parser calls
 
         def on_message_begin(self) -> None:

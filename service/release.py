@@ -1,7 +1,8 @@
 """A release in memory: every task's route with its subgraphs, each held once however many routes use it."""
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from weakref import WeakValueDictionary
 
 from models.component import ComponentRecord
@@ -23,6 +24,31 @@ MOST_FIGURES = 32  # sets of visible tasks whose figures are kept
 log = logging.getLogger("mu2net.release")
 
 
+class KeptAnswers:
+    """Answers about a release as they were sent, so that a large one is made once. Use from one event loop."""
+
+    MAX_BYTES = 16 * 2**20
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Hashable, bytes] = OrderedDict()  # the one that was asked for last at the end
+        self._bytes = 0
+
+    def get(self, key: Hashable) -> bytes | None:
+        found = self._kept.get(key)
+        if found is not None:
+            self._kept.move_to_end(key)
+        return found
+
+    def keep(self, key: Hashable, answer: bytes) -> None:
+        if key in self._kept or len(answer) > self.MAX_BYTES:
+            return
+        self._kept[key] = answer
+        self._bytes += len(answer)
+        while self._bytes > self.MAX_BYTES:
+            _, dropped = self._kept.popitem(last=False)
+            self._bytes -= len(dropped)
+
+
 class LoadedRelease:
     """Immutable once served. Freed with the last request that began on it; shared subgraphs live on."""
 
@@ -31,6 +57,7 @@ class LoadedRelease:
         self.record = record
         self.root = root
         self.routes = routes
+        self.answers = KeptAnswers()
         self._figures: dict[frozenset[TaskName], Mapping[TaskName, TaskFigures]] = {}
 
     def figures(self, visible: Mapping[TaskName, LoadedRoute]) -> Mapping[TaskName, TaskFigures]:

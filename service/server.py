@@ -31,9 +31,7 @@ from service.reload import Watcher
 from service.residents import Residents
 from service.runtime import Runtime, start_runtime
 from service.settings import Settings
-from service.store_threads import StoreThreads
-
-UPLOADS_AT_ONCE, UPLOAD_PATIENCE_S = 4, 60.0  # that are copied into the store, which may take minutes
+from service.threads import Threads, answer_threads, store_threads, upload_threads
 
 log = logging.getLogger("mu2net.server")
 
@@ -55,8 +53,9 @@ class Server:
     places: Places
     door: Door
     trust: Trust | None = None  # whose signatures a release needs, None where it needs none
-    store_threads: StoreThreads = field(default_factory=StoreThreads)  # for requests that ask the store or the queue
-    upload_threads: StoreThreads = field(default_factory=partial(StoreThreads, UPLOADS_AT_ONCE, UPLOAD_PATIENCE_S))
+    store_threads: Threads = field(default_factory=store_threads)
+    upload_threads: Threads = field(default_factory=upload_threads)
+    answer_threads: Threads = field(default_factory=answer_threads)
 
     def store(self) -> Store:
         """Open the store; StoreNotFound or StoreUnreachable if it has gone."""
@@ -114,8 +113,8 @@ class Server:
         self.job_feed.stop()
         await self.batcher.stop()
         self.decoders.stop()
-        self.store_threads.stop()
-        self.upload_threads.stop()
+        for threads in (self.store_threads, self.upload_threads, self.answer_threads):
+            threads.stop()
 
 
 def build_server(

@@ -89,7 +89,6 @@ async def task_form(request: Request, allowed: tuple[str, ...], *, max_bytes: in
 
     Raises:
         UnsupportedMedia: the body is no form.
-        BodiesFull: as many uploads are under way as may be.
         RequestTooLarge: it has more bytes than allowed.
         InvalidInput: the form is broken, or has a field that has no meaning here.
     """
@@ -97,8 +96,6 @@ async def task_form(request: Request, allowed: tuple[str, ...], *, max_bytes: in
     if media_type and media_type not in FORM_TYPES:
         raise UnsupportedMedia(f"content type {media_type[:80]!r} is not supported: send a form, multipart/form-data")
     check_length(request, max_bytes)
-    if DATA in allowed:
-        request.state.visit.begin_upload()
     limited = Request(request.scope, counted(request, max_bytes))
     try:
         if media_type == "multipart/form-data":

@@ -17,6 +17,7 @@ from models.errors import UploadTooSlow
 from models.storage import TEMPORARY, storage_full
 from service.access import bearer, connection_of
 from service.addresses import address_of
+from service.loop_turns import STATE
 from service.places import Places, Room
 from service.server import Server
 
@@ -43,7 +44,8 @@ class Visit:
     def __init__(self, server: Server, scope: Scope, receive: Receive) -> None:
         self._places: Places = server.places
         self._settings = server.settings
-        self._holder = _holder(server, scope)
+        holder: str | None = scope["state"].get(STATE)
+        self._holder = holder_of(server, scope) if holder is None else holder
         self._receive = receive
         self._room: Room | None = None
         self._bytes_room = self._places.body_bytes
@@ -147,7 +149,7 @@ def _require_disk(needed: int) -> None:
         raise storage_full(TEMPORARY, folder)
 
 
-def _holder(server: Server, scope: Scope) -> str:
+def holder_of(server: Server, scope: Scope) -> str:
     """Return whose room a request takes: its key's, its address's or, through a trusted proxy, its connection's."""
     request = Request(scope)
     token = bearer(request)

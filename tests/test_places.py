@@ -3,7 +3,7 @@
 import asyncio
 import json
 import socket
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from models.errors import BodiesFull, InvalidConfig, Overloaded
 from models.jobs import Job, JobProgress, JobRequest
@@ -20,6 +21,7 @@ from models.store import Store
 from service import job_feed
 from service.addresses import address_of, parse_networks
 from service.keys import add_key, new_key, revoke_key
+from service.loop_turns import LoopTurns
 from service.places import Room
 from service.server import Server
 from service.settings import load_settings
@@ -364,7 +366,7 @@ def run_in_turns(turns: Turns, *names: str, amount: int = 0, giving_up: Sequence
 
 def test_a_long_line_delays_another_holder_by_one_turn() -> None:
     assert run_in_turns(Turns(1), "a1", "a2", "a3", "a4", "b1", "c1", "b2") == (
-        ["a1", "a2", "b1", "c1", "a3", "b2", "a4"],
+        ["a1", "b1", "c1", "a2", "b2", "a3", "a4"],
         1,
     )
 
@@ -378,7 +380,7 @@ def test_as_many_work_at_once_as_may_and_their_amounts_fit() -> None:
 
 def test_who_gives_up_leaves_the_line_and_its_turn() -> None:
     turns = Turns(1)
-    assert run_in_turns(turns, "a1", "a2", "b1", "c1", giving_up=("a1", "b1"))[0] == ["a1", "a2", "c1"]
+    assert run_in_turns(turns, "a1", "a2", "b1", "c1", giving_up=("a1", "b1"))[0] == ["a1", "c1", "a2"]
     assert run_in_turns(turns, "a1")[0] == ["a1"]
 
 
@@ -402,6 +404,68 @@ def test_who_gives_up_in_the_moment_of_its_turn_keeps_nothing() -> None:
             pass
 
     asyncio.run(run())
+
+
+async def answers_in_turns(turns: LoopTurns, *names: str) -> list[str]:
+    """Send requests at the same time, of the client that each name's first letter says; return their order."""
+    order: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        order.append(scope["path"])
+
+    async def body() -> Message:
+        await asyncio.sleep(0)
+        return {"type": "http.request"}
+
+    async def no_answer(_: Message) -> None: ...
+
+    def request(name: str) -> Awaitable[None]:
+        answer = turns.before(app, lambda: name.endswith("gone"))
+        return answer({"type": "http", "path": name, "state": {}}, body, no_answer)
+
+    await asyncio.gather(*map(request, names))
+    assert turns.waiting == 0
+    return order
+
+
+def test_a_hundred_requests_of_one_client_delay_another_ones_by_a_few() -> None:
+    turns = LoopTurns(lambda scope: scope["path"][0])
+    order = asyncio.run(answers_in_turns(turns, *(f"a{k}" for k in range(100)), "b"))
+    assert order.index("b") < 10
+    assert [name for name in order if name != "b"] == [f"a{k}" for k in range(100)]
+
+
+def test_what_a_client_no_longer_waits_for_is_not_begun() -> None:
+    turns = LoopTurns(lambda scope: scope["path"][0])
+    assert asyncio.run(answers_in_turns(turns, "a-gone", "a-there", "b-gone")) == ["a-there"]
+
+
+def test_a_request_that_fails_or_is_given_up_keeps_no_turn() -> None:
+    turns = LoopTurns(lambda scope: "all")
+
+    async def fails(scope: Scope, receive: Receive, send: Send) -> None:
+        raise RuntimeError(await asyncio.sleep(0, "of the request"))
+
+    async def waits(scope: Scope, receive: Receive, send: Send) -> None:
+        async with asyncio.timeout(0.01):
+            await asyncio.Event().wait()
+
+    async def run() -> None:
+        for app, error in ((fails, RuntimeError), (waits, TimeoutError)) * 5:
+            with pytest.raises(error):
+                await turns.before(app, lambda: False)({"type": "http", "state": {}}, None, None)  # type: ignore[arg-type]
+        cancelled = [
+            asyncio.ensure_future(turns.before(waits, lambda: False)({"type": "http", "state": {}}, None, None))  # type: ignore[arg-type]
+            for _ in range(5)
+        ]
+        await asyncio.sleep(0)
+        for task in cancelled:
+            task.cancel()
+        await asyncio.gather(*cancelled, return_exceptions=True)
+        assert await answers_in_turns(turns, "a", "b", "c") == ["a", "b", "c"]
+
+    asyncio.run(asyncio.wait_for(run(), 30))
 
 
 # streams

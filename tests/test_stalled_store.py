@@ -12,7 +12,7 @@ from models import remote_files
 from models.errors import StoreUnreachable
 from models.remote_files import RemoteFiles
 from models.store import Store
-from service.store_threads import PLACES, StoreThreads
+from service.threads import Threads
 from tests.service_store import TaskPlan, make_store
 from tests.silent_server import silence
 from tests.test_service_http import served, wait_for
@@ -71,7 +71,7 @@ def test_requests_that_wait_for_the_store_hold_up_no_others(tmp_path: Path, monk
         monkeypatch.setattr(type(server), "store", lambda _: stalled())
         server.store_threads._patience_s = 0.5
         answers: list[int] = []
-        paths = ["/v1/releases/0/diff/1"] * (PLACES + 30)
+        paths = ["/v1/releases/0/diff/1"] * (16 + 30)
         waiting = [
             threading.Thread(target=lambda path=path: answers.append(client.get(path).status_code)) for path in paths
         ]
@@ -91,16 +91,16 @@ def test_requests_that_wait_for_the_store_hold_up_no_others(tmp_path: Path, monk
 
 def test_a_place_is_free_only_when_the_call_has_ended() -> None:
     async def main() -> None:
-        threads, going_on = StoreThreads(places=1, patience_s=0.05), threading.Event()
+        threads, going_on = Threads(1, 0.05, lambda places: StoreUnreachable(f"{places} requests")), threading.Event()
         with anyio.move_on_after(0.05):  # as a client that goes away
-            await threads.run(going_on.wait, 60)
-        with pytest.raises(StoreUnreachable, match=r"^1 requests wait for the store or the queue, which"):
-            await threads.run(time.monotonic)
+            await threads.run("a", going_on.wait, 60)
+        with pytest.raises(StoreUnreachable, match=r"^1 requests$"):
+            await threads.run("b", time.monotonic)
         going_on.set()
         with anyio.fail_after(60):
             while True:
                 try:
-                    assert await threads.run(time.monotonic) > 0
+                    assert await threads.run("b", time.monotonic) > 0
                     return
                 except StoreUnreachable:
                     continue

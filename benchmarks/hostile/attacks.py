@@ -16,6 +16,7 @@ from functools import cache
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 from benchmarks.hostile.pictures import empty_png, progressive_bomb, tiny_photo
@@ -26,6 +27,7 @@ ANSWER_S = 60.0  # that an attacker waits for an answer
 DROP_S = 5.0  # between two bytes of a request that is held
 PAUSE_S = 0.05  # before an attacker whose connection was closed tries again
 SHUT_OUT_S = 1.0  # the same of one that holds hundreds of connections
+NICENESS = 19
 MIB = 2**20
 
 
@@ -313,19 +315,27 @@ class Attacker:
         self._process: BaseProcess = get_context("spawn").Process(target=_run, args=(name, aim, theirs), daemon=True)
 
     def start(self) -> None:
-        """Return when the attack begins."""
         self._process.start()
+
+    def wait(self) -> None:
+        """Return when the attack has begun."""
         self._pipe.recv()
 
-    def stop(self) -> Outcome:
+    def stop(self) -> None:
         self._pipe.send("stop")
+
+    def outcome(self) -> Outcome:
+        """Return what became of it, when it has ended."""
         outcome: Outcome = self._pipe.recv()
         self._process.join()
         return outcome
 
 
 def _run(name: str, aim: Aim, pipe: Connection) -> None:
-    os.nice(19)
+    os.setsid()  # Linux may share the processor between sessions first: niceness counts for nothing across them
+    os.nice(NICENESS)
+    with suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(NICENESS))
     pipe.send(asyncio.run(_attack(ATTACKS[name], aim, pipe)))
 
 

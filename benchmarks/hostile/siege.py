@@ -60,10 +60,14 @@ def attack(target: Target, aim: Aim, names: Sequence[str], seconds: float) -> Wi
     with Watch(target) as watch:
         for attacker in attackers.values():
             attacker.start()
+        for attacker in attackers.values():
+            attacker.wait()
         began_at = time.time()
         time.sleep(seconds)
         ended_at = time.time()
-        outcomes = {name: attacker.stop() for name, attacker in attackers.items()}
+        for attacker in attackers.values():
+            attacker.stop()
+        outcomes = {name: attacker.outcome() for name, attacker in attackers.items()}
     name = names[0] if len(names) == 1 else TOGETHER
     return Window(name, began_at, ended_at, watch.peak_mib, outcomes)
 
