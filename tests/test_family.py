@@ -81,6 +81,7 @@ def _take_terminal() -> None:
     import fcntl
     import termios
 
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever started the tests, nohup perhaps
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
