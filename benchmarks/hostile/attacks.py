@@ -7,20 +7,18 @@ import asyncio
 import json
 import os
 import struct
-import time
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from benchmarks.hostile.names import PRIVATE, TASK, WIDE
 from benchmarks.hostile.pictures import empty_png, progressive_bomb, tiny_photo
-from benchmarks.hostile.target import PRIVATE, TASK, WIDE
 
 ADDRESSES = tuple(f"127.0.0.{last}" for last in range(2, 10))
 ANSWER_S = 60.0  # that an attacker waits for an answer
@@ -308,47 +306,51 @@ ATTACKS: Mapping[str, Attack] = {
 
 
 class Attacker:
-    """One attack from all addresses, in a process of its own."""
+    """One attack from all addresses, in a process of its own that runs this module."""
 
     def __init__(self, name: str, aim: Aim) -> None:
-        self._pipe, theirs = get_context("spawn").Pipe()
-        self._process: BaseProcess = get_context("spawn").Process(target=_run, args=(name, aim, theirs), daemon=True)
-
-    def start(self) -> None:
-        self._process.start()
+        command = [sys.executable, "-m", __name__, name, json.dumps(asdict(aim))]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
 
     def wait(self) -> None:
         """Return when the attack has begun."""
-        self._pipe.recv()
+        assert self._process.stdout is not None, "it is a pipe"
+        self._process.stdout.readline()
 
     def stop(self) -> None:
-        self._pipe.send("stop")
+        assert self._process.stdin is not None, "it is a pipe"
+        self._process.stdin.close()
 
     def outcome(self) -> Outcome:
         """Return what became of it, when it has ended."""
-        outcome: Outcome = self._pipe.recv()
-        self._process.join()
-        return outcome
+        assert self._process.stdout is not None, "it is a pipe"
+        found = json.loads(self._process.stdout.read())
+        self._process.wait()
+        return Outcome(**{**found, "statuses": Counter(found["statuses"])})
 
 
-def _run(name: str, aim: Aim, pipe: Connection) -> None:
-    os.setsid()  # Linux may share the processor between sessions first: niceness counts for nothing across them
+def main() -> None:
+    """Attack until stdin ends, then print the outcome."""
     os.nice(NICENESS)
-    with suppress(OSError):
+    with suppress(OSError):  # Linux may share the processor between sessions first, this is one
         Path("/proc/self/autogroup").write_text(str(NICENESS))
-    pipe.send(asyncio.run(_attack(ATTACKS[name], aim, pipe)))
+    name, aim = sys.argv[1:]
+    print(json.dumps(vars(asyncio.run(_attack(ATTACKS[name], Aim(**json.loads(aim)))))))
 
 
-async def _attack(attack: Attack, aim: Aim, pipe: Connection) -> Outcome:
+async def _attack(attack: Attack, aim: Aim) -> Outcome:
     outcome = Outcome()
     running = [asyncio.create_task(attack(aim, address, outcome)) for address in ADDRESSES]
-    pipe.send(time.time())
-    while not pipe.poll():
-        await asyncio.sleep(0.1)
-        for task in running:
-            if task.done():
-                task.result()  # an attack ends only by a mistake of its own
+    print("begun", flush=True)
+    ended = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
+    await asyncio.wait({ended, *running}, return_when=asyncio.FIRST_COMPLETED)
     for task in running:
+        if task.done():
+            task.result()  # an attack ends only by a mistake of its own
         task.cancel()
     await asyncio.wait(running, timeout=10)
     return outcome
+
+
+if __name__ == "__main__":
+    main()

@@ -13,8 +13,9 @@ import httpx
 import numpy as np
 
 from benchmarks.hostile.attacks import answer_of, head
+from benchmarks.hostile.names import TASK
 from benchmarks.hostile.pictures import tiny_photo
-from benchmarks.hostile.target import TASK, Target
+from benchmarks.hostile.target import Target
 
 CONNECTIONS = 48
 WAIT_S = 3.0  # for an answer: of a body that was announced longer than it is, none comes

@@ -6,8 +6,9 @@ from typing import Any
 
 import httpx
 
+from benchmarks.hostile.names import TASK
 from benchmarks.hostile.pictures import tiny_photo
-from benchmarks.hostile.target import TASK, Target
+from benchmarks.hostile.target import Target
 
 CONNECTIONS = 8
 

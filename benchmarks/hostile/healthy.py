@@ -14,8 +14,8 @@ from multiprocessing.process import BaseProcess
 import aiohttp
 import numpy as np
 
+from benchmarks.hostile.names import TASK
 from benchmarks.hostile.pictures import tiny_photo
-from benchmarks.hostile.target import TASK
 
 RATE = 20.0  # requests a second
 TIMEOUT_S = 20.0

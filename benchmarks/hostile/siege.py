@@ -59,8 +59,6 @@ def attack(target: Target, aim: Aim, names: Sequence[str], seconds: float) -> Wi
     attackers = {name: Attacker(name, aim) for name in names}
     with Watch(target) as watch:
         for attacker in attackers.values():
-            attacker.start()
-        for attacker in attackers.values():
             attacker.wait()
         began_at = time.time()
         time.sleep(seconds)

@@ -14,15 +14,13 @@ from types import TracebackType
 import httpx
 import psutil
 
+from benchmarks.hostile.names import PRIVATE, TASK, WIDE
 from benchmarks.hostile.pictures import tiny_photo
 from benchmarks.reload.__main__ import free_port, wait_until_ready
 from benchmarks.serving.routes import LIGHT
 from models.store import Store
 from tests.service_store import TaskPlan, make_store
 
-TASK = "flowers"
-PRIVATE = "quite-private"
-WIDE = "wide"
 WIDE_CLASSES = 40_000
 SAMPLE_S = 0.25
 
