@@ -6,8 +6,6 @@ a flipped bit in a number or a name would be a valid record of something else.
 
 import hashlib
 import json
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, TypeVar, cast
@@ -15,6 +13,7 @@ from typing import Any, TypeVar, cast
 from pydantic import TypeAdapter, ValidationError
 
 from models.errors import DamagedObject, UnsupportedFormat
+from models.recently_used import RecentlyUsed
 
 SEAL = "sha256"
 FORMAT_VERSIONS = (1, 2)  # of the records in a store: 2 where a record has one of `ADDED_FIELDS`
@@ -81,26 +80,15 @@ class DecodedRecords:
     """
 
     def __init__(self, max_bytes: int = 16 * 2**20) -> None:
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._kept: OrderedDict[tuple[type, str], tuple[object, int]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._kept: RecentlyUsed[object] = RecentlyUsed(max_bytes)
 
     def decode(self, kind: type[Record], data: bytes, name: str) -> Record:
         """Return what `decode` returns and raise what it raises, without decoding the same bytes again."""
         key = (kind, hashlib.sha256(data).hexdigest())
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return cast(Record, self._kept[key][0])
-        record = decode(kind, data, name)  # not under the lock: a large record must not make others wait
-        with self._lock:
-            if key not in self._kept and len(data) <= self._max_bytes:
-                self._kept[key] = (record, len(data))
-                self._bytes += len(data)
-                while self._bytes > self._max_bytes:
-                    _, (_, size) = self._kept.popitem(last=False)
-                    self._bytes -= size
+        record = cast("Record | None", self._kept.get(key))
+        if record is None:
+            record = decode(kind, data, name)
+            self._kept.keep(key, record, len(data))
         return record
 
 

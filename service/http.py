@@ -194,7 +194,7 @@ async def _kept(
     found = release.answers.get(key)
     if found is None:
         found = await call_in(server_of(request).answer_threads, request, lambda: make().model_dump_json().encode())
-        release.answers.keep(key, found)
+        release.answers.keep(key, found, len(found))
     return Response(found, media_type="application/json")
 
 

@@ -59,8 +59,7 @@ def _add_tasks(app: FastAPI) -> None:
     async def add_task(request: Request, response: Response) -> JobAnswer:
         """Add a task from a zip of labelled images: one folder per class, perhaps below train/ and test/."""
         caller, server = allow(request, "tasks"), server_of(request)
-        request.state.visit.begin_upload()  # before the queue is asked: of a hundred uploads at once most end here
-        await call_in(server.store_threads, request, _require_room, server, caller)
+        await _begin_upload(request, server, caller)
         async with task_form(request, fields, max_bytes=server.settings.max_upload_bytes) as form:
             name, budget, private = form.name, _budget(server, form), form.private
             routes = await call_in(server.store_threads, request, _routes, server)
@@ -79,8 +78,7 @@ def _add_tasks(app: FastAPI) -> None:
     async def put_data(request: Request, response: Response, task: str) -> JobAnswer:
         """Replace a task's images by a zip that has more of them, and evolve it on these."""
         caller, server = allow(request, "tasks"), server_of(request)
-        request.state.visit.begin_upload()  # before the queue is asked: of a hundred uploads at once most end here
-        await call_in(server.store_threads, request, _require_room, server, caller)
+        await _begin_upload(request, server, caller)
         routes = await call_in(server.store_threads, request, _routes, server)
         name = require_task(task, routes)
         private = routes[name].private
@@ -129,6 +127,15 @@ def _budget(server: Server, form: TaskForm) -> str | None:
 
 def _quota(server: Server) -> Quota:
     return Quota(server.settings.max_jobs_per_key, server.settings.max_budget_per_key_s)
+
+
+async def _begin_upload(request: Request, server: Server, caller: Caller) -> None:
+    """Take a place among the uploads, and see that the caller may add a job at all.
+
+    The place first, since it costs nothing to refuse: of a hundred uploads at once most end here.
+    """
+    request.state.visit.begin_upload()
+    await call_in(server.store_threads, request, _require_room, server, caller)
 
 
 def _require_room(server: Server, caller: Caller) -> None:

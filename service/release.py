@@ -1,14 +1,14 @@
 """A release in memory: every task's route with its subgraphs, each held once however many routes use it."""
 
 import logging
-from collections import OrderedDict
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from weakref import WeakValueDictionary
 
 from models.component import ComponentRecord
 from models.errors import InvalidRoute, UnknownTask
 from models.figures import TaskFigures, task_figures
 from models.names import RouteId, SubgraphId, TaskName
+from models.recently_used import RecentlyUsed
 from models.release import Release, unknown_task
 from models.route import LoweredStage, Route, Stage
 from models.store import Store
@@ -19,34 +19,10 @@ from service.graph import check_graph
 from service.prepared import PreparedGraphs
 from service.runtime import CUDA, Runtime
 
+ANSWERS_BYTES = 16 * 2**20  # of descriptions that a release keeps
 MOST_FIGURES = 32  # sets of visible tasks whose figures are kept
 
 log = logging.getLogger("mu2net.release")
-
-
-class KeptAnswers:
-    """Answers about a release as they were sent, so that a large one is made once. Use from one event loop."""
-
-    MAX_BYTES = 16 * 2**20
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[Hashable, bytes] = OrderedDict()  # the one that was asked for last at the end
-        self._bytes = 0
-
-    def get(self, key: Hashable) -> bytes | None:
-        found = self._kept.get(key)
-        if found is not None:
-            self._kept.move_to_end(key)
-        return found
-
-    def keep(self, key: Hashable, answer: bytes) -> None:
-        if key in self._kept or len(answer) > self.MAX_BYTES:
-            return
-        self._kept[key] = answer
-        self._bytes += len(answer)
-        while self._bytes > self.MAX_BYTES:
-            _, dropped = self._kept.popitem(last=False)
-            self._bytes -= len(dropped)
 
 
 class LoadedRelease:
@@ -57,7 +33,8 @@ class LoadedRelease:
         self.record = record
         self.root = root
         self.routes = routes
-        self.answers = KeptAnswers()
+        # descriptions as they were sent, so that a large one is made once
+        self.answers: RecentlyUsed[bytes] = RecentlyUsed(ANSWERS_BYTES)
         self._figures: dict[frozenset[TaskName], Mapping[TaskName, TaskFigures]] = {}
 
     def figures(self, visible: Mapping[TaskName, LoadedRoute]) -> Mapping[TaskName, TaskFigures]:

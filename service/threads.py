@@ -17,7 +17,7 @@ from service.turns import Turns
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-
+STORE_PLACES, STORE_PATIENCE_S = 16, 5.0
 COMPUTING, COMPUTING_S = 2, 0.1  # calls at once that may be computing: which have just begun
 
 
@@ -76,9 +76,9 @@ class Threads:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def store_threads() -> Threads:
+def store_threads(places: int = STORE_PLACES, patience_s: float = STORE_PATIENCE_S) -> Threads:
     """Return threads for what asks the store or the queue: each waits for another machine and hardly computes."""
-    return Threads(16, 5.0, _store_is_slow)
+    return Threads(places, patience_s, _store_is_slow)
 
 
 def upload_threads() -> Threads:
