@@ -78,6 +78,19 @@ class Door:
     def enter(self, visitor: Visitor, peer: tuple[str, int] | None) -> bytes | None:
         """Count a connection from `peer`, host and port; return the refusal to be sent if there is no room for it."""
         address = address_of({"client": peer}, self._trusted_proxies)
+        if (answer := self._refusal(address)) is not None:
+            return answer
+        self._inside[visitor] = address
+        self._held[address] += 1
+        if self._sweeper is None:
+            self._sweep_later()
+        return None
+
+    def refusal_of(self, peer: tuple[str, int] | None) -> bytes | None:
+        """Return what is sent to a connection from `peer` if there is no room for it now; nothing is counted."""
+        return self._refusal(address_of({"client": peer}, self._trusted_proxies))
+
+    def _refusal(self, address: str) -> bytes | None:
         if len(self._inside) >= self.limits.max_connections:
             return refusal(429, "too-many-connections", f"{len(self._inside)} connections are open, as many as may be")
         if address and self._held[address] >= self.limits.max_connections_per_address:
@@ -87,10 +100,6 @@ class Door:
                 f"{self._held[address]} connections from {address} are open, as many as one address may have: close "
                 "some, or send requests over the same connection",
             )
-        self._inside[visitor] = address
-        self._held[address] += 1
-        if self._sweeper is None:
-            self._sweep_later()
         return None
 
     def leave(self, visitor: Visitor) -> None:

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.turns import Turns
 
-AT_ONCE = 2  # turns in a round of the loop
+AT_ONCE = 8  # turns in a round of the loop
 STATE = "holder"  # whose turn it is, in the state of an ASGI scope
 
 

@@ -1,5 +1,6 @@
 """This process's memory: how much is resident, and giving back what is free."""
 
+import asyncio
 import ctypes
 import gc
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 LARGE_BLOCK_BYTES = 4 * 2**20  # larger than activations of most batches, which come and go with each subgraph
 KEPT_FREE_BYTES = 32 * 2**20  # at the heap's end: giving it back and asking again would cost each request
+TRIM_S, TRIM_GROWTH_BYTES = 15.0, 16 * 2**20
 # ONNX Runtime has no type for running out of memory
 NO_MEMORY = re.compile(r"allocate memory|bad_alloc|out of memory", re.IGNORECASE)
 
@@ -42,5 +44,38 @@ def keep_large_blocks_apart() -> None:
 def give_back() -> None:
     """Collect garbage and hand free memory back to the system; without this, hundreds of MiB stay after reloads."""
     gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """Hand the allocator's free memory back to the system. Takes milliseconds, and other threads go on."""
     with suppress(OSError, AttributeError):  # glibc only; elsewhere the allocator decides
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+class Trimmer:
+    """Hands back what a rush of requests has left: looks now and then, and trims where the process has grown.
+
+    Use from one event loop, between `start` and `stop`.
+    """
+
+    def __init__(self, every_s: float = TRIM_S, growth_bytes: int = TRIM_GROWTH_BYTES) -> None:
+        self._every_s = every_s
+        self._growth_bytes = growth_bytes
+        self._least: int | None = None  # resident since the last trimming
+        self._working: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._working = asyncio.create_task(self._work())
+
+    def stop(self) -> None:
+        if self._working is not None:
+            self._working.cancel()
+
+    async def _work(self) -> None:
+        while (resident := resident_bytes()) is not None:
+            self._least = resident if self._least is None else min(self._least, resident)
+            if resident - self._least > self._growth_bytes:
+                await asyncio.to_thread(trim)
+                self._least = resident_bytes()
+            await asyncio.sleep(self._every_s)

@@ -69,6 +69,7 @@ class Observed:
             await errors.unexpected()(scope, receive, send_with_id)
         finally:
             visit.end()
+            del scope["state"]["visit"]  # each would keep the other, and the connection, until a garbage collection
             _tell(scope, server, status or errors.CLIENT_GONE, time.monotonic() - started)
 
     def _chosen(self, scope: Scope, server: Server, visit: Visit) -> ASGIApp:

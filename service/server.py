@@ -19,6 +19,7 @@ from service.decoders import Decoders
 from service.door import Door
 from service.job_feed import JobFeed
 from service.keys import KeyRing, key_files
+from service.memory import Trimmer
 from service.metrics import Metrics
 from service.own_pages import as_host, is_loopback_name
 from service.places import Places, places_of
@@ -101,14 +102,21 @@ class Server:
         """The processes that look at uploaded images."""
         return Inspections(at_once=self.settings.max_inspections, max_bytes=self.settings.max_inspection_bytes)
 
+    @cached_property
+    def trimmer(self) -> Trimmer:
+        """Gives free memory back to the system."""
+        return Trimmer()
+
     def start(self) -> None:
         _ = self.own_token  # made at the start, and no request has to wait for the disk
         self.batcher.start()
         self.watcher.start()
+        self.trimmer.start()
         self.keys.start()  # last: it waits a moment for the store
 
     async def stop(self) -> None:
         self.keys.stop()
+        self.trimmer.stop()
         self.watcher.stop()
         self.job_feed.stop()
         await self.batcher.stop()

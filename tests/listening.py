@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from service.door import Door
 from service.http import create_app
+from service.listener import loop_class
 from service.metrics import Metrics
 from service.protocol import protocol_class
 from service.server import Server, build_server
@@ -28,13 +29,12 @@ def listening(store: Path, **settings: Any) -> Iterator[tuple[str, Server]]:
     server = build_server(Settings(store=str(store), **(own | settings)), Metrics(CollectorRegistry()), door=door)
     app = create_app()
     app.state.server = server
-    # the protocol is named, since asyncio sends small answers at once (TCP_NODELAY) only where it is
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.bind(("127.0.0.1", 0))
         http = protocol_class(door)
         config = uvicorn.Config(app, http=http, log_level="error", lifespan="off", timeout_graceful_shutdown=5)
         web = uvicorn.Server(config)
-        thread = threading.Thread(target=lambda: asyncio.run(_serve(web, server, listener)))
+        thread = threading.Thread(target=lambda: _run(_serve(web, server, listener), door))
         thread.start()
         try:
             wait_for(lambda: web.started and server.predictor.release is not None)
@@ -42,6 +42,11 @@ def listening(store: Path, **settings: Any) -> Iterator[tuple[str, Server]]:
         finally:
             web.should_exit = True
             thread.join(30)
+
+
+def _run(serving: Coroutine[Any, Any, None], door: Door) -> None:
+    with asyncio.Runner(loop_factory=loop_class(door)) as runner:
+        runner.run(serving)
 
 
 async def _serve(web: uvicorn.Server, server: Server, listener: socket.socket) -> None:

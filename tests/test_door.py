@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from service.door import Door, DoorLimits
+from service.listener import LOOKED_AT, loop_class
 from service.protocol import protocol_class
 from tests.test_service_http import wait_for
 
@@ -55,12 +57,13 @@ ROUTES = [
 
 
 @contextlib.contextmanager
-def behind(door: Door) -> Iterator[int]:
+def behind(door: Door, listener: socket.socket | None = None) -> Iterator[int]:
     """Serve `ROUTES` behind a door; yields the port."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) if listener is None else listener as listener:
+        listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(Starlette(routes=ROUTES), http=protocol_class(door), log_level="error", lifespan="off")
         web = uvicorn.Server(config)
-        thread = threading.Thread(target=lambda: _run(web, config, listener))
+        thread = threading.Thread(target=lambda: _run(web, door, listener))
         thread.start()
         try:
             wait_for(lambda: web.started)
@@ -70,8 +73,8 @@ def behind(door: Door) -> Iterator[int]:
             thread.join(30)
 
 
-def _run(web: uvicorn.Server, config: uvicorn.Config, listener: socket.socket) -> None:
-    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:  # uvloop, as in a real server
+def _run(web: uvicorn.Server, door: Door, listener: socket.socket) -> None:
+    with asyncio.Runner(loop_factory=loop_class(door)) as runner:
         runner.run(web.serve(sockets=[listener]))
 
 
@@ -185,6 +188,42 @@ def test_connections_are_counted_in_all_and_by_address() -> None:
         wait_for(lambda: len(limited) == 64)
         assert b"64 connections are open, as many as may be" in ask(port, b"")
     wait_for(lambda: len(limited) == 0)
+
+
+def test_for_a_refused_connection_nothing_is_made() -> None:
+    entered = []
+
+    class Watched(Door):
+        def enter(self, visitor: Any, peer: tuple[str, int] | None) -> bytes | None:
+            entered.append(peer)
+            return super().enter(visitor, peer)
+
+    limited = Watched()
+    limited.open(DoorLimits(max_connections_per_address=1), trusted_proxies="")
+    with behind(limited) as port, connect(port):
+        wait_for(lambda: len(limited) == 1)
+        with contextlib.ExitStack() as flood:
+            refused = [flood.enter_context(connect(port)) for _ in range(2 * LOOKED_AT)]
+            for connection in refused:
+                connection.sendall(closing("/a"))
+            assert all(until_closed(connection).startswith(b"HTTP/1.1 429 ") for connection in refused)
+        assert len(entered) == 1
+
+
+def test_without_descriptors_the_server_waits_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Exhausted(socket.socket):
+        failures = 2
+
+        def accept(self) -> tuple[socket.socket, Any]:
+            if Exhausted.failures:
+                Exhausted.failures -= 1
+                raise OSError(errno.EMFILE, "too many open files")
+            return super().accept()
+
+    monkeypatch.setattr("service.listener.PAUSE_S", 0.01)
+    with behind(door(), Exhausted(socket.AF_INET, socket.SOCK_STREAM)) as port:
+        assert ask(port, closing("/a")).endswith(b"GET /a ")
+        assert not Exhausted.failures
 
 
 def test_a_trusted_proxy_has_no_limit_by_address() -> None:

@@ -1,6 +1,7 @@
 """What clients share: places and bytes by kind, a share for each, a least rate; on a port where sockets matter."""
 
 import asyncio
+import gc
 import json
 import socket
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
@@ -27,6 +28,7 @@ from service.server import Server
 from service.settings import load_settings
 from service.turns import Turns
 from service.upload import read_body
+from service.visit import Visit
 from tests.listening import listening
 from tests.service_store import TaskPlan, make_store
 from tests.test_service_bad_inputs import head
@@ -55,6 +57,21 @@ def keyed(store: Store, name: str) -> tuple[str, str]:
 
 def bearer(token: str) -> dict[str, str]:
     return {"authorization": f"Bearer {token}"}
+
+
+def test_a_request_leaves_nothing_for_the_garbage_collection(store: Store) -> None:
+    with listening(store.folder) as (url, _), httpx.Client(base_url=url) as client:
+        client.get("/v1/tasks")
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(20):
+                client.get("/v1/tasks")
+                client.post(PATH, content=picture(), headers={"content-type": "image/png"})
+            visits = sum(type(found) is Visit for found in gc.get_objects())
+        finally:
+            gc.enable()
+    assert visits <= 1  # the latest may not have ended
 
 
 @contextmanager
