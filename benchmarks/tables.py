@@ -1,4 +1,4 @@
-"""The tables of measured bars in README and docs/, out of the result files.
+"""The tables of measured bars in README and docs/, made from the result files.
 
 uv run python -m benchmarks.tables   rewrites them
 """
@@ -6,9 +6,11 @@ uv run python -m benchmarks.tables   rewrites them
 import json
 import re
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from benchmarks.evolve import gpu, search
+from benchmarks.meanings import MEANINGS
 from benchmarks.quality import bars as quality
 from benchmarks.results import FOLDER
 
@@ -18,7 +20,7 @@ MARKED = re.compile(r"<!-- results:(?P<name>[\w-]+) -->\n.*?<!-- /results -->", 
 
 def pages() -> list[Path]:
     """Return the pages that may have tables."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def with_tables(text: str) -> str:
@@ -27,19 +29,40 @@ def with_tables(text: str) -> str:
 
 
 def _marked(name: str) -> str:
-    path = FOLDER / f"{name}.json"
-    results = json.loads(path.read_text()) if path.exists() else None
+    if name == "headlines":
+        return "\n".join([f"<!-- results:{name} -->", _headlines(), "<!-- /results -->"])
+    results = _results(name)
     parts = [_table(results) if results else "Not measured yet."]
     if results and name == "quality":
-        parts += [
-            quality.table(results["raw"]["streams"]),
-            "![Test accuracy and cost by task](benchmarks/results/quality.svg)",
-        ]
+        parts.append(quality.table(results["raw"]["streams"]))
     if results and name == "evolve":
         parts.append(search.table(results["raw"]))
     if results and name == "evolve-h100":
         parts.append(gpu.table(results["raw"]))
     return "\n".join([f"<!-- results:{name} -->", "\n\n".join(parts), "<!-- /results -->"])
+
+
+def _results(name: str) -> dict[str, Any] | None:
+    path = FOLDER / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _headlines() -> str:
+    """Return README's measured figures."""
+    values = {
+        bar["bar"]: bar["value"] for name in ("serving", "quality", "online") for bar in (_results(name) or {})["bars"]
+    }
+    sentences = [
+        f"**Throughput.** 20 tasks on one server answer {values['serving-2']:.2f} times as many requests as with the "
+        "best other server ([serving](docs/benchmarks/serving.md)).",
+        f"**Memory.** 100 tasks need {values['serving-4']:.1%} of the best other server's memory.",
+        f"**Accuracy.** On twelve real tasks the mean test accuracy is {100 * values['quality-1']:.1f} points above "
+        f"the best of four tuned baselines, with {values['quality-2']:.0%} of the parameters of fine-tuning "
+        "([quality](docs/benchmarks/quality.md)).",
+        f"**Time.** A task sent over HTTP answers {values['online-1']:.0f} seconds after its upload "
+        "([online](docs/benchmarks/online.md)).",
+    ]
+    return "\n".join(fill(f"- {sentence}", 120, subsequent_indent="  ") for sentence in sentences)
 
 
 def _table(results: dict[str, Any]) -> str:
@@ -49,12 +72,13 @@ def _table(results: dict[str, Any]) -> str:
         f"`{results['command']}` on {machine['cores']} cores ({machine['processor']}), {machine['memory_gib']:g} GiB, "
         f"{accelerator}; commit {results['commit']}.",
         "",
-        "| bar | target | measured | met |",
-        "|---|---|---|---|",
+        "| bar | meaning | target | measured | met |",
+        "|---|---|---|---|---|",
     ]
     for bar in results["bars"]:
         value = "not measured" if bar["value"] is None else f"{bar['value']:.3g}"
-        lines.append(f"| {bar['bar']} | {bar['target']} | {value} | {'yes' if bar['met'] else 'no'} |")
+        about = MEANINGS[bar["bar"]]
+        lines.append(f"| {bar['bar']} | {about} | {bar['target']} | {value} | {'yes' if bar['met'] else 'no'} |")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""The map is right: imports go one way, serving needs no torch, README shows every file, nothing private is tracked."""
+"""The map is right: imports go one way, serving needs no torch, links lead somewhere, nothing private is tracked."""
 
 import ast
 import re
@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from docs.map import PAGE, page
+
 FOLDER = Path(__file__).parents[1]
+DOCS = sorted(str(path.relative_to(FOLDER)) for path in (FOLDER / "docs").rglob("*.md"))
 PACKAGES = ("models", "evolve", "service")
 FORBIDDEN = {"models": {"evolve", "service"}, "evolve": {"service"}, "service": {"evolve"}}
 TRAINING = {"torch", "torchvision", "timm", "onnx", "sklearn", "datasets", "matplotlib"}  # extra `evolve` brings them
@@ -89,32 +92,22 @@ def files() -> list[str]:
     return sorted(name for name in listed.split("\0") if name and (FOLDER / name).is_file())
 
 
-def tree_in_readme() -> list[str]:
-    """Return the paths of README's tree: two spaces a level, a name, its meaning; folders end in a slash."""
-    block = re.search(r"<!-- tree -->\n+```\w*\n(.*?)```", (FOLDER / "README.md").read_text(), re.DOTALL)
-    assert block, "README.md has no block headed by <!-- tree -->"
-    paths: list[str] = []
-    parents: list[str] = []
-    for line in block[1].splitlines():
-        depth = (len(line) - len(line.lstrip())) // 2
-        name = line.split()[0]
-        parents = [*parents[:depth], name]
-        paths.append("".join(parents))
-    return paths
+def test_the_map_is_made_from_the_docstrings() -> None:
+    assert PAGE.read_text() == page(), "docs/map.md is old: run 'uv run python -m docs.map'"
 
 
-def test_readme_shows_every_file(files: list[str]) -> None:
-    tree = tree_in_readme()
-    with_lines = {path for path in tree if path.endswith("/") and any(other.startswith(path) for other in files)}
-    # a folder without lines of its own stands for all that is in it
-    closed = {path for path in with_lines if not any(other != path and other.startswith(path) for other in tree)}
-    shown = {path for path in tree if not path.endswith("/")}
-    needed = {
-        name for name in files if not name.endswith("__init__.py") and not name.startswith(tuple(closed) or ("\0",))
-    }
-    assert not needed - shown, "files without a line in README.md's tree"
-    assert not shown - needed, "lines in README.md's tree without a file"
-    assert not {path for path in tree if path.endswith("/")} - with_lines, "folders in README.md's tree without files"
+def test_readme_fits_on_a_page_and_names_every_folder(files: list[str]) -> None:
+    readme = (FOLDER / "README.md").read_text()
+    assert len(readme.splitlines()) <= 200
+    folders = {name.partition("/")[0] for name in files if "/" in name and not name.startswith(".")}
+    assert not {folder for folder in folders if f"| [{folder}]({folder}) |" not in readme}
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md", *DOCS])
+def test_links_lead_to_files(name: str) -> None:
+    here = FOLDER / name
+    targets = re.findall(r"(?:\]\(|src=\")(?!https?:|#)([^)#\"]+)", here.read_text())
+    assert not [target for target in targets if not (here.parent / target).exists()]
 
 
 def test_no_lock_file_is_tracked(files: list[str]) -> None:

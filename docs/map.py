@@ -1,0 +1,42 @@
+"""Writes docs/map.md: every Python file with the first line of its docstring.
+
+uv run python -m docs.map   rewrites it
+"""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGE = Path(__file__).with_suffix(".md")
+PACKAGES = ("models", "evolve", "service", "tests", "benchmarks", "deploy", "docs")
+
+
+def page() -> str:
+    """Return the page's text."""
+    lines = [
+        "# Map",
+        "",
+        "Every Python file and its purpose. `python -m docs.map` makes this page from the docstrings.",
+        "",
+    ]
+    for package in PACKAGES:
+        for folder in sorted({path.parent for path in _files(package)}):
+            lines += [f"## {folder.relative_to(ROOT)}", "", "| file | purpose |", "|---|---|"]
+            lines += [f"| {path.name} | {_purpose(path)} |" for path in _files(package) if path.parent == folder]
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _files(package: str) -> list[Path]:
+    found = (ROOT / package).rglob("*.py")
+    return sorted(path for path in found if path.name != "__init__.py" and "__pycache__" not in path.parts)
+
+
+def _purpose(path: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    assert docstring, f"{path.relative_to(ROOT)} has no docstring: its first line says what the file is for"
+    return docstring.partition("\n")[0].rstrip(".").replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
