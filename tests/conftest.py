@@ -2,69 +2,26 @@
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
-from PIL import Image, ImageDraw
 
-from evolve.config import EvolveConfig
 from evolve.loop import evolve_task
 from evolve.publish import create_store
-from evolve.task import Task, load_task
-from models.names import TaskName
+from evolve.task import Task
 from models.root import load_root
 from models.store import Store
-from tests.s3_server import S3Server
+from tests.support.s3_server import S3Server
+from tests.support.tiny import TINY_CONFIG, TINY_ROOT, draw_image_folder, load_toy_task
 
 if TYPE_CHECKING:
-    from tests.real_server import RealServer
-
-TINY_ROOT = "random:embed_dim=16,depth=2,num_heads=2,patch_size=8,image_size=16"
-TINY_CONFIG = EvolveConfig(
-    generations=1,
-    children_per_generation=2,
-    epochs=2,
-    batch_size=8,
-    validations=2,
-    learning_rate=0.05,
-    threads=1,
-)
-HALVED = replace(
-    TINY_CONFIG,
-    generations=3,
-    children_per_generation=1,
-    first_children=4,
-    halving=True,
-    halving_from=2,
-    validations=4,
-    epochs=4.0,
-)
-COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
-
-
-def draw_image_folder(folder: Path, *, images_per_class: int = 10, seed: int = 0) -> Path:
-    """Draw a small labelled data set, one folder a class: a coloured box on grey noise."""
-    rng = np.random.default_rng(seed)
-    for label, colour in COLOURS.items():
-        (folder / label).mkdir(parents=True)
-        for index in range(images_per_class):
-            image = Image.fromarray(rng.integers(90, 160, (20, 20, 3), dtype=np.uint8))
-            left, top = (int(value) for value in rng.integers(0, 8, 2))
-            ImageDraw.Draw(image).rectangle((left, top, left + 11, top + 11), fill=colour)
-            image.save(folder / label / f"{index}.png")
-    return folder
+    from tests.support.real_server import RealServer
 
 
 @pytest.fixture(scope="session")
 def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_image_folder(tmp_path_factory.mktemp("toy") / "images")
-
-
-def load_toy_task(name: str, folder: Path, cache_folder: Path) -> Task:
-    return load_task(TaskName(name), folder, seed=0, cache_folder=cache_folder)
 
 
 @pytest.fixture(scope="session")
@@ -104,7 +61,7 @@ def s3(_s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
 
 @pytest.fixture(scope="session")
 def real_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[RealServer]":
-    from tests.real_server import serving  # takes a second to import, for two tests
+    from tests.support.real_server import serving  # takes a second to import, for two tests
 
     with serving(tmp_path_factory.mktemp("real")) as server:
         yield server

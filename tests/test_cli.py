@@ -12,40 +12,13 @@ import pytest
 from PIL import Image
 
 from evolve.config import preset_names, setting_names
-from models.cli import COMMAND_GROUP, main
+from models.cli import COMMAND_GROUP
 from models.store import Store
-from tests.conftest import TINY_ROOT, draw_image_folder
+from tests.support.command_line import Cli
+from tests.support.tiny import TINY_ROOT, draw_image_folder
 
 FOLDER = Path(__file__).parents[1]
 SETTINGS = ("generations=1", "children_per_generation=1", "epochs=1", "batch_size=8", "validations=1", "threads=1")
-
-
-class Cli:
-    """Runs `mu2net` in this process."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        self._capsys = capsys
-        self._monkeypatch = monkeypatch
-
-    def run(self, *words: object) -> tuple[int, str, str]:
-        """Run it with `words` and return its exit code, stdout and stderr."""
-        self._monkeypatch.setattr(sys, "argv", ["mu2net", *map(str, words)])
-        with pytest.raises(SystemExit) as exit_info:
-            main()
-        printed = self._capsys.readouterr()
-        assert isinstance(exit_info.value.code, int)
-        return exit_info.value.code, printed.out, printed.err
-
-    def succeed(self, *words: object) -> str:
-        code, out, err = self.run(*words)
-        assert code == 0, err
-        return out
-
-    def fail(self, *words: object, code: int = 1) -> str:
-        found, _, err = self.run(*words)
-        assert found == code
-        assert "Traceback" not in err
-        return " ".join(err.split())
 
 
 @pytest.fixture

@@ -27,10 +27,11 @@ from models.store import Store
 from service import client as client_module
 from service.client import Answer, AsyncClient, Client, Job
 from service.keys import add_key, new_key
-from tests.listening import listening
-from tests.service_store import TaskPlan, add_task, make_store, torch_logits
-from tests.test_serve_process import free_port
-from tests.test_service_http import picture, wait_for
+from tests.support.images import picture
+from tests.support.in_process import wait_for
+from tests.support.on_a_port import listening
+from tests.support.processes import free_port
+from tests.support.stores import TaskPlan, add_task, make_store, torch_logits
 
 
 @pytest.fixture(scope="module")

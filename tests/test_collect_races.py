@@ -20,9 +20,9 @@ from models.names import TaskName
 from models.records import encode
 from models.store import Current, Store
 from models.verify import verify
-from tests.conftest import TINY_CONFIG
-from tests.toy_records import publish_toy, toy_store
-from tests.turns import Schedule, Turns, take_turns
+from tests.support.small_records import publish_toy, toy_store
+from tests.support.tiny import TINY_CONFIG
+from tests.support.turns import Schedule, Turns, take_turns
 
 LONG_AGO = time.time() - 100 * 3600.0
 START = IterationStart(TaskName("b"), 1, 2, "", ("a", "b"), "cpu", False, TINY_CONFIG)

@@ -1,7 +1,6 @@
 """The console in a real browser: what it shows is what the server answers, and nothing in a store becomes code."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,14 +13,11 @@ from models.names import TaskName
 from models.store import Store
 from service.keys import add_key, new_key
 from service.server import Server
-from tests.drawn import draw_folder, zipped
-from tests.listening import listening
-from tests.service_store import TaskPlan, make_store, store_route
-from tests.test_serve_process import picture
+from tests.support.browser import CHROMIUM, FLAGS
+from tests.support.images import draw_folder, picture, zipped
+from tests.support.on_a_port import listening
+from tests.support.stores import TaskPlan, make_store, store_route
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-# No sandbox: CI runs as root. The rest keeps the browser from calling home.
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 EVIL = '<img src="nowhere" onerror="document.title=1">'
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")

@@ -25,9 +25,9 @@ from service import decoders
 from service.decoder_process import DecoderProcess
 from service.decoders import Decoders
 from service.settings import Settings
-from tests.service_store import TaskPlan, make_store
-from tests.test_image_cost import photo, with_scans
-from tests.test_service_http import PATH, problem, served, wait_for
+from tests.support.encoded import photo, with_scans
+from tests.support.in_process import PATH, problem, served, wait_for
+from tests.support.stores import TaskPlan, make_store
 
 LARGE = photo("PNG", 2400, 1700)  # 4.08 megapixels
 

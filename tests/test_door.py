@@ -22,7 +22,7 @@ from starlette.routing import Route
 from service.door import Door, DoorLimits
 from service.listener import LOOKED_AT, loop_class
 from service.protocol import protocol_class
-from tests.test_service_http import wait_for
+from tests.support.in_process import wait_for
 
 ROOT = Path(__file__).parents[1]
 LONG_S = 60.0

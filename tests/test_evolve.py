@@ -29,7 +29,7 @@ from models.proven import Proven
 from models.root import load_root
 from models.store import Store
 from models.verify import verify
-from tests.conftest import HALVED, TINY_CONFIG, TINY_ROOT, load_toy_task
+from tests.support.tiny import HALVED, TINY_CONFIG, TINY_ROOT, load_toy_task
 
 
 def test_a_log_file_gets_each_generation_once(opened_store: Store, toy_task: Task) -> None:

@@ -16,8 +16,8 @@ import pytest
 
 from models.family import PARENT_VARIABLE
 from service.cli import check_port
-from tests.service_store import TaskPlan, make_store
-from tests.test_serve_process import START_TIMEOUT_S, environment, free_port, wait_until
+from tests.support.processes import START_TIMEOUT_S, environment, free_port, wait_until
+from tests.support.stores import TaskPlan, make_store
 
 ENDED_S = 60  # on a busy machine; the processes look for their parent four times a second
 PROGRAM = Path(sys.executable).with_name("mu2net")

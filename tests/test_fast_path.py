@@ -34,8 +34,8 @@ from models.errors import InvalidConfig
 from models.root import load_root
 from models.store import Store
 from models.vit import Block
-from tests.conftest import TINY_CONFIG
-from tests.trained import own_weights
+from tests.support.candidates import own_weights
+from tests.support.tiny import TINY_CONFIG
 
 ROOT = "random:embed_dim=16,depth=4,num_heads=2,patch_size=8,image_size=16"
 AUGMENTED = {"crop_area_min": 0.5, "flip": True, "brightness": 0.1}

@@ -23,9 +23,9 @@ from models.store import Store
 from models.uploads import Uploads
 from service.cli import reserve
 from service.keys import add_key, new_key
-from tests.conftest import TINY_CONFIG, TINY_ROOT, load_toy_task
-from tests.service_store import TaskPlan, make_store
-from tests.test_service_http import PATH, problem, send, served, wait_for
+from tests.support.in_process import PATH, problem, send, served, wait_for
+from tests.support.stores import TaskPlan, make_store
+from tests.support.tiny import TINY_CONFIG, TINY_ROOT, load_toy_task
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from service import engine
 from service.golden import Proofs
 from service.release import StagePool
 from service.runtime import start_runtime
-from tests.service_store import route_logits
+from tests.support.stores import route_logits
 
 STORES = sorted(Path(__file__).with_name("golden").glob("format-*"))
 

@@ -12,8 +12,8 @@ from evolve.run import TaskRun
 from evolve.task import Task
 from evolve.train import Trained
 from models.store import Store
-from tests.conftest import TINY_CONFIG
-from tests.trained import first_children, own_weights
+from tests.support.candidates import first_children, own_weights
+from tests.support.tiny import TINY_CONFIG
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 

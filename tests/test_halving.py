@@ -12,7 +12,7 @@ from evolve.run import TaskRun
 from evolve.task import Task
 from models.errors import InvalidConfig
 from models.store import Store
-from tests.conftest import HALVED
+from tests.support.tiny import HALVED
 
 
 def test_the_better_half_goes_on_and_the_first_of_equals() -> None:

@@ -5,7 +5,6 @@ import struct
 import zlib
 from collections.abc import Callable
 
-import numpy as np
 import pillow_heif
 import pytest
 from PIL import Image
@@ -13,22 +12,9 @@ from PIL import Image
 from models.errors import ImageTooLarge, InvalidImage, Mu2NetError
 from models.image_cost import MAX_PARTS, MAX_SCANS, QUICK_PARTS, ImageCost, image_cost
 from models.preprocess import FORMATS, load_pixels
+from tests.support.encoded import photo, with_scans
 
 pillow_heif.register_heif_opener()  # to write such files
-
-
-def photo(file_format: str = "JPEG", width: int = 40, height: int = 30, **options: object) -> bytes:
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, file_format, **options)
-    return file.getvalue()
-
-
-def with_scans(count: int) -> bytes:
-    """A progressive JPEG whose last scan is there again and again."""
-    data = photo(progressive=True)
-    start = data.rindex(b"\xff\xda")
-    return data[:-2] + data[start:-2] * (count - data.count(b"\xff\xda")) + b"\xff\xd9"
 
 
 def segments(data: bytes, count: int) -> bytes:

@@ -22,8 +22,8 @@ from models.image_folder import (
 )
 from models.labelled_table import ListedImage, write_table
 from models.preprocess import ImageLimits
-from tests.drawn import draw, draw_folder, zipped
-from tests.shared_data import shared_file
+from tests.support.images import draw, draw_folder, zipped
+from tests.support.shared_data import shared_file
 
 
 def refusal(path: Path, limits: DataLimits = DataLimits()) -> str:

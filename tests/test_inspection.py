@@ -13,7 +13,7 @@ from PIL import Image
 
 from models.errors import InvalidData, Overloaded
 from models.inspection import MAX_OF_A_CLIENT, MEMORY_LIMIT, Inspected, Inspections, inspect_apart
-from tests.drawn import draw_folder, zipped
+from tests.support.images import draw_folder, zipped
 
 DEADLINE_S = 120.0
 

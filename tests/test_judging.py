@@ -25,7 +25,7 @@ from models.cli import build_app
 from models.errors import InvalidConfig, InvalidData
 from models.names import TaskName
 from models.store import Store
-from tests.conftest import TINY_CONFIG, draw_image_folder
+from tests.support.tiny import TINY_CONFIG, draw_image_folder
 
 
 def test_an_evaluation_counts_what_was_answered() -> None:

@@ -16,8 +16,8 @@ from evolve.local_executor import TRIAL_STEPS, LocalExecutor
 from evolve.run import TaskRun
 from evolve.task import Task
 from models.store import Store
-from tests.conftest import TINY_CONFIG
-from tests.trained import first_children
+from tests.support.candidates import first_children
+from tests.support.tiny import TINY_CONFIG
 
 
 def steps(name: str, count: int, seen: list[str], *, fails: bool = False) -> Turns[str]:

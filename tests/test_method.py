@@ -23,7 +23,7 @@ from evolve.train import Trained, TrainPlan
 from models.errors import InvalidConfig, UnknownRelease
 from models.names import TaskName
 from models.store import Store
-from tests.conftest import COLOURS, TINY_CONFIG, draw_image_folder, load_toy_task
+from tests.support.tiny import COLOURS, TINY_CONFIG, draw_image_folder, load_toy_task
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from prometheus_client import CollectorRegistry
 from service.logs import write_json_logs
 from service.metrics import Metrics
 from service.settings import PREFIX, Settings
-from tests.service_store import TaskPlan, make_store
-from tests.test_service_http import PATH, send, served
+from tests.support.in_process import PATH, send, served
+from tests.support.stores import TaskPlan, make_store
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
 

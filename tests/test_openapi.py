@@ -19,8 +19,8 @@ from models.store import Store
 from service import schemas, v2
 from service.examples import ANSWERS
 from service.http import create_app
-from tests.listening import listening
-from tests.service_store import TaskPlan, make_store
+from tests.support.on_a_port import listening
+from tests.support.stores import TaskPlan, make_store
 
 CHECKS = [
     not_a_server_error,

@@ -18,10 +18,11 @@ from service.client import AsyncClient, Client
 from service.keys import ALL_TASKS, add_key, new_key
 from service.own_pages import why_foreign
 from service.server import Server
-from tests.listening import listening
-from tests.service_store import TaskPlan, make_store
-from tests.test_serve_process import running, wait_until
-from tests.test_service_http import PATH, picture, problem, send, served
+from tests.support.images import picture
+from tests.support.in_process import PATH, problem, send, served
+from tests.support.on_a_port import listening
+from tests.support.processes import running, wait_until
+from tests.support.stores import TaskPlan, make_store
 
 WRITES = [
     ("POST", "/v1/releases/1/activate"), ("POST", "/v1/releases/resume"), ("POST", "/v1/tasks"),

@@ -29,11 +29,12 @@ from service.settings import load_settings
 from service.turns import Turns
 from service.upload import read_body
 from service.visit import Visit
-from tests.listening import listening
-from tests.service_store import TaskPlan, make_store
-from tests.test_service_bad_inputs import head
-from tests.test_service_http import PATH, picture, problem, served, wait_for
-from tests.test_service_jobs import PETS, send
+from tests.support.images import picture
+from tests.support.in_process import PATH, problem, served, wait_for
+from tests.support.on_a_port import listening
+from tests.support.requests import head
+from tests.support.stores import TaskPlan, make_store
+from tests.support.uploads import PETS, send
 
 BIRDS = JobRequest(TaskName("birds"), "add", "0" * 64)
 

@@ -27,10 +27,10 @@ from service import engine
 from service.golden import Proofs
 from service.release import LoadedRelease, StagePool
 from service.runtime import CPU, CUDA, Runtime, start_runtime
-from tests.conftest import TINY_CONFIG
-from tests.service_store import TaskPlan, lower_all, make_store, route_logits
-from tests.test_cli import Cli
-from tests.test_service_engine import PLANS, assert_rows_do_not_depend_on_neighbours, rows_of_every_task
+from tests.support.command_line import Cli
+from tests.support.routes import PLANS, assert_rows_do_not_depend_on_neighbours, rows_of_every_task
+from tests.support.stores import TaskPlan, lower_all, make_store, route_logits
+from tests.support.tiny import TINY_CONFIG
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ from models.names import TaskName
 from models.store import Store
 from service.keys import add_key, new_key
 from service.server import Server
-from tests.service_store import TaskPlan, add_task, make_store
-from tests.test_service_http import picture, problem, served, wait_for
+from tests.support.images import picture
+from tests.support.in_process import problem, served, wait_for
+from tests.support.stores import TaskPlan, add_task, make_store
 
 PUBLIC = (TaskPlan("first", own_blocks=[1]), TaskPlan("second", seed=2))
 HIDDEN = (TaskPlan("secret", seed=3, own_blocks=[0], private=True), TaskPlan("hush", seed=4, private=True))

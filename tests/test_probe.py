@@ -16,7 +16,7 @@ from evolve.probe import h_score, transferability
 from evolve.run import TaskRun
 from evolve.task import Task
 from models.store import Store
-from tests.conftest import TINY_CONFIG
+from tests.support.tiny import TINY_CONFIG
 
 RANKED = replace(TINY_CONFIG, rank_parents=True)
 PROBED = replace(TINY_CONFIG, probe_head=True)

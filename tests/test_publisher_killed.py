@@ -6,7 +6,7 @@ from pathlib import Path
 
 from models.store import Store
 from models.verify import verify
-from tests.toy_records import publish_toy, toy_store
+from tests.support.small_records import publish_toy, toy_store
 
 # Counts every call that changes the disk, and kills itself before the one it is told. One child process
 # forks for each step, so that each publisher is a real process; it imports no torch and starts no thread.
@@ -15,7 +15,7 @@ import os, shutil, signal, sys
 from pathlib import Path
 from models import files
 from models.store import Store
-from tests.toy_records import publish_toy
+from tests.support.small_records import publish_toy
 
 def killed_before(step, call):
     def counted(*arguments, **options):

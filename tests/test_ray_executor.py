@@ -21,7 +21,7 @@ from evolve.task import Task
 from models.errors import InvalidConfig
 from models.names import ComponentId
 from models.store import Store
-from tests.conftest import TINY_CONFIG
+from tests.support.tiny import TINY_CONFIG
 
 pytest.importorskip("ray", reason="needs mu2net[ray]")
 

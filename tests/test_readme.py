@@ -12,11 +12,11 @@ import httpx
 import pytest
 
 from models.jobs import JobQueue
-from tests.conftest import TINY_ROOT, draw_image_folder
-from tests.listening import listening
-from tests.service_store import TaskPlan, make_store
-from tests.test_cli import Cli
-from tests.test_serve_process import START_TIMEOUT_S, free_port, wait_until
+from tests.support.command_line import Cli
+from tests.support.on_a_port import listening
+from tests.support.processes import START_TIMEOUT_S, free_port, wait_until
+from tests.support.stores import TaskPlan, make_store
+from tests.support.tiny import TINY_ROOT, draw_image_folder
 
 README = Path(__file__).parents[1] / "README.md"
 PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)

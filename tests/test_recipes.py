@@ -26,7 +26,7 @@ from models.names import ComponentId, TaskName
 from models.release import Release
 from models.root import load_root
 from models.store import Store
-from tests.conftest import HALVED, TINY_CONFIG, TINY_ROOT
+from tests.support.tiny import HALVED, TINY_CONFIG, TINY_ROOT
 
 RANKED = replace(TINY_CONFIG, generations=2, rank_children=8)
 SLOW, FAST = 0.001, 0.1

@@ -13,7 +13,7 @@ from models.records import DecodedRecords, encode
 from models.release import Release
 from models.route import Route, component_usage
 from models.store import Store
-from tests.service_store import TaskPlan, make_store
+from tests.support.stores import TaskPlan, make_store
 
 
 class Compared(str):

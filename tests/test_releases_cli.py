@@ -7,8 +7,8 @@ import pytest
 
 from models.names import TaskName
 from models.store import Current, Store, object_name
-from tests.test_cli import Cli
-from tests.toy_records import publish_toy, toy_store
+from tests.support.command_line import Cli
+from tests.support.small_records import publish_toy, toy_store
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from evolve.task import Task
 from models.names import RouteId, TaskName
 from models.root import load_root
 from models.store import Store
-from tests.conftest import HALVED, TINY_CONFIG, TINY_ROOT, load_toy_task
-from tests.test_console import CHROMIUM, FLAGS
+from tests.support.browser import CHROMIUM, FLAGS
+from tests.support.tiny import HALVED, TINY_CONFIG, TINY_ROOT, load_toy_task
 
 
 def test_a_report_is_one_file_with_all_tasks_and_plots(opened_store: Store, toy_folder: Path, tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ from models.jobs import JobQueue, queue_url
 from models.names import TaskName
 from models.own_token import own_token
 from models.store import Store
-from tests.conftest import draw_image_folder
-from tests.drawn import zipped
-from tests.service_store import make_store
-from tests.test_serve_process import environment, free_port, wait_until
+from tests.support.images import zipped
+from tests.support.processes import environment, free_port, wait_until
+from tests.support.stores import make_store
+from tests.support.tiny import draw_image_folder
 
 STOP_S = 60
 WORK_S = 300  # a worker gets only what the machine has left

@@ -19,9 +19,11 @@ from service import engine
 from service.engine import Logits, Row
 from service.memory import resident_bytes
 from service.server import Server
-from tests.listening import listening
-from tests.service_store import TaskPlan, make_store
-from tests.test_service_http import PATH, picture, wait_for
+from tests.support.images import picture
+from tests.support.in_process import PATH, wait_for
+from tests.support.on_a_port import listening
+from tests.support.requests import head
+from tests.support.stores import TaskPlan, make_store
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
 PER_FORMAT, MANY_PER_FORMAT = 350, 5000  # files, always and in the slow test
@@ -205,11 +207,6 @@ def exchange(url: str, *parts: bytes, pause_s: float = 0.0) -> bytes:
         except (TimeoutError, ConnectionError):
             pass
         return received
-
-
-def head(path: str = PATH, *lines: str, method: str = "POST") -> bytes:
-    own = (f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", "Connection: close")
-    return "\r\n".join([*own, *lines, "", ""]).encode("latin-1")
 
 
 TRICKS = {

@@ -13,8 +13,9 @@ import onnxruntime
 import pytest
 import yaml
 
-from tests.service_store import TaskPlan, make_store
-from tests.test_serve_process import environment, free_port, picture, wait_until
+from tests.support.images import picture
+from tests.support.processes import environment, free_port, wait_until
+from tests.support.stores import TaskPlan, make_store
 
 ROOT = Path(__file__).parents[1]
 HOME = str(Path.home())  # uv's cache lies there

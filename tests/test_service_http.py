@@ -1,28 +1,21 @@
 """The HTTP interface in this process: every answer and every refusal, with its text."""
 
 import asyncio
-import io
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, MutableMapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-import httpx2
 import numpy as np
 import pytest
 from fastapi import Request
 from fastapi.testclient import TestClient
-from PIL import Image
-from prometheus_client import CollectorRegistry
 from starlette.types import Message
 
 from evolve.publish import create_store
 from models.errors import Mu2NetError, RequestTooLarge
-from models.key_list import KEYS_FILE
 from models.names import TaskName
 from models.preprocess import load_pixels
 from models.root import load_root
@@ -30,57 +23,12 @@ from models.store import Store
 from service import engine
 from service.engine import Logits, Row
 from service.errors import STATUS, status_of
-from service.http import create_app
-from service.metrics import Metrics
-from service.server import Server, build_server
-from service.settings import Settings
 from service.upload import read_upload
-from tests.service_store import ROOT, TaskPlan, make_store, torch_logits
+from tests.support.images import picture
+from tests.support.in_process import LIMITS, PATH, problem, send, served, wait_for
+from tests.support.stores import ROOT, TaskPlan, make_store, torch_logits
 
 PLANS = (TaskPlan("first", own_blocks=[1], seed=1), TaskPlan("second", adapters={2: 4}, image_size=32, seed=2))
-LIMITS: dict[str, Any] = {
-    "max_image_bytes": 40_000,
-    "max_image_pixels": 10_000,
-    "max_request_bytes": 100_000,
-    "max_request_images": 3,
-}
-
-
-def picture(seed: int = 0, size: int = 24, kind: str = "PNG") -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind)
-    return file.getvalue()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-@contextmanager
-def served(store: Path | str, *, is_ready: bool = True, **settings: Any) -> Iterator[tuple[TestClient, Server]]:
-    """Serve a store in this process until the block ends, as if bound to a loopback address.
-
-    The client is this machine's own user: it sends the token where there are no keys.
-    """
-    own: dict[str, Any] = {"device": "cpu", "poll_interval_s": 0.05, "bind_address": "127.0.0.1"}
-    server = build_server(Settings(store=str(store), **(own | settings)), Metrics(CollectorRegistry()))
-    app = create_app()
-    app.state.server = server
-    with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
-        assert client.portal is not None
-        client.portal.call(server.start)
-        if server.own_token is not None and not (Path(str(store)) / KEYS_FILE).exists():
-            client.headers["authorization"] = f"Bearer {server.own_token}"
-        try:
-            if is_ready:
-                wait_for(lambda: server.watcher.status.last_reload is not None)
-            yield client, server
-        finally:
-            client.portal.call(server.stop)
 
 
 @pytest.fixture(scope="module")
@@ -92,27 +40,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def client(store: Store) -> Iterator[TestClient]:
     with served(store.folder, **LIMITS) as (client, _):
         yield client
-
-
-def send(
-    client: TestClient,
-    path: str,
-    body: bytes | None = None,
-    content_type: str = "image/png",
-    headers: Mapping[str, str] = MappingProxyType({}),
-) -> httpx2.Response:
-    content = picture() if body is None else body
-    return client.post(path, content=content, headers={"content-type": content_type, **headers})
-
-
-def problem(response: httpx2.Response, status: int, kind: str) -> str:
-    """Check the form of a refusal and return its text."""
-    found = response.json()
-    assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json"), found
-    assert found.keys() == {"type", "title", "status", "detail", "error"}
-    assert (found["type"], found["status"]) == (f"urn:mu2net:{kind}", status)
-    detail: str = found["detail"]
-    return detail
 
 
 @pytest.mark.parametrize("task", ["first", "second"])
@@ -226,7 +153,6 @@ def test_metrics_count_tasks_and_never_what_a_stranger_typed(client: TestClient)
     assert "no-such-task-7" not in text
 
 
-PATH = "/v1/tasks/first/classify"
 HOW = "send the image as the body with content type image/..., or as multipart field 'image'"
 
 

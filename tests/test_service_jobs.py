@@ -3,11 +3,9 @@
 import io
 import json
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2
-import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
@@ -19,8 +17,9 @@ from models.names import TaskName
 from models.store import Store
 from models.uploads import Uploads
 from service.server import Server
-from tests.service_store import TaskPlan, make_store
-from tests.test_service_http import problem, served
+from tests.support.in_process import problem, served
+from tests.support.stores import TaskPlan, make_store
+from tests.support.uploads import PETS, image, send, zip_of
 
 Served = tuple[TestClient, Server]
 
@@ -41,32 +40,6 @@ def client(shared: Served) -> Iterator[TestClient]:
     for job in server.queue.unfinished():
         client.delete(f"/v1/jobs/{job.id}")
     assert [name for name in Uploads(server.store()).tasks() if Uploads(server.store()).digests(name)] == []
-
-
-def image(number: int = 0, size: int = 10) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.full((size, size, 3), number, np.uint8)).save(file, "PNG")
-    return file.getvalue()
-
-
-def zip_of(members: Mapping[str, bytes]) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    return file.getvalue()
-
-
-PETS = zip_of(
-    {f"{label}/{number}.png": image(10 * number + len(label)) for label in ("ant", "bee2") for number in range(4)}
-)
-
-
-def send(
-    client: TestClient, data: bytes | None = PETS, path: str = "/v1/tasks", method: str = "POST", **fields: str
-) -> httpx2.Response:
-    files = {} if data is None else {"data": ("pets.zip", data, "application/zip")}
-    return client.request(method, path, data=fields, files=files)
 
 
 def test_a_task_is_accepted_as_a_job(client: TestClient, shared: Served) -> None:

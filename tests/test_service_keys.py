@@ -22,10 +22,11 @@ from models.store import Store
 from service import key_commands
 from service.keys import add_key, new_key, revoke_key
 from service.server import Server
-from tests.real_server import RealServer
-from tests.service_store import TaskPlan, make_store
-from tests.test_serve_process import environment, free_port
-from tests.test_service_http import PATH, picture, problem, send, served, wait_for
+from tests.support.images import picture
+from tests.support.in_process import PATH, problem, send, served, wait_for
+from tests.support.processes import environment, free_port
+from tests.support.real_server import RealServer
+from tests.support.stores import TaskPlan, make_store
 
 PLANS = (TaskPlan("first"), TaskPlan("second", seed=2), TaskPlan("secret", seed=3, private=True))
 

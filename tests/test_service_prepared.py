@@ -16,7 +16,7 @@ from service.engine import Row
 from service.prepared import PreparedGraphs, machine_name
 from service.release import LoadedRelease, StagePool
 from service.runtime import Runtime, start_runtime
-from tests.service_store import TaskPlan, make_store
+from tests.support.stores import TaskPlan, make_store
 
 # Blocks whose matrices are large enough to be mapped.
 ROOT = "random:embed_dim=64,depth=2,num_heads=2,patch_size=8,image_size=16"

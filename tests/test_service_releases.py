@@ -13,9 +13,9 @@ from models.remote_files import RemoteFiles
 from models.store import Store, object_name, route_objects
 from service import views
 from service.server import Server
-from tests.s3_server import S3Server
-from tests.service_store import WRONG, TaskPlan, add_task, damage, force_release, make_store, store_wrong_route
-from tests.test_service_http import problem, send, served, wait_for
+from tests.support.in_process import problem, send, served, wait_for
+from tests.support.s3_server import S3Server
+from tests.support.stores import WRONG, TaskPlan, add_task, damage, force_release, make_store, store_wrong_route
 
 PATH = "/v1/tasks/first/classify?logits=1"
 

@@ -24,7 +24,7 @@ from service.release import LoadedRelease, StagePool
 from service.reload import Watcher
 from service.residents import Residents
 from service.runtime import start_runtime
-from tests.service_store import TaskPlan, add_task, make_store
+from tests.support.stores import TaskPlan, add_task, make_store
 
 POLL_S = 0.05
 

@@ -2,8 +2,9 @@
 
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from tests.real_server import RealServer
-from tests.test_serve_process import picture, wait_until
+from tests.support.images import picture
+from tests.support.processes import wait_until
+from tests.support.real_server import RealServer
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 CALLER = "00f067aa0ba902b7"

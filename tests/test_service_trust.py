@@ -40,8 +40,8 @@ from service.release import StagePool
 from service.reload import Watcher
 from service.residents import Residents
 from service.runtime import start_runtime
-from tests.listening import listening
-from tests.service_store import TaskPlan, add_task, force_release, lower_all, make_store, store_route
+from tests.support.on_a_port import listening
+from tests.support.stores import TaskPlan, add_task, force_release, lower_all, make_store, store_route
 
 FOLDER = Path(__file__).parents[1]
 

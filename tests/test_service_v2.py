@@ -19,9 +19,10 @@ from models.names import TaskName
 from models.preprocess import load_pixels
 from models.store import Store
 from service.keys import add_key, new_key
-from tests.listening import listening
-from tests.service_store import TaskPlan, make_store, torch_logits
-from tests.test_service_http import LIMITS, picture, problem, served
+from tests.support.images import picture
+from tests.support.in_process import LIMITS, problem, served
+from tests.support.on_a_port import listening
+from tests.support.stores import TaskPlan, make_store, torch_logits
 
 PLANS = (TaskPlan("first", seed=1), TaskPlan("second", image_size=32, seed=2, num_classes=5))
 INFER = "/v2/models/second/infer"

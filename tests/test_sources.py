@@ -13,7 +13,7 @@ from evolve.task import Task, load_task
 from models.errors import InvalidConfig, InvalidData
 from models.labelled_table import read_table
 from models.names import TaskName, parse_task_name
-from tests.conftest import COLOURS, draw_image_folder
+from tests.support.tiny import COLOURS, draw_image_folder
 
 
 @pytest.fixture(autouse=True)

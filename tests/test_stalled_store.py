@@ -14,9 +14,9 @@ from models.errors import StoreUnreachable
 from models.remote_files import RemoteFiles
 from models.store import Store
 from service.threads import STORE_PLACES, store_threads
-from tests.service_store import TaskPlan, make_store
-from tests.silent_server import silence
-from tests.test_service_http import served, wait_for
+from tests.support.in_process import served, wait_for
+from tests.support.silent_server import silence
+from tests.support.stores import TaskPlan, make_store
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from models.names import RouteId, TaskName
 from models.release import changed_tasks, with_changes
 from models.store import Current, Store
 from models.verify import verify
-from tests.toy_records import publish_toy, toy_store
+from tests.support.small_records import publish_toy, toy_store
 
 NAMES = st.sampled_from("abc")
 

@@ -24,7 +24,7 @@ from models.push import push
 from models.records import encode
 from models.store import Current, Store, object_name
 from models.verify import verify
-from tests.toy_records import publish_toy, toy_route, toy_store
+from tests.support.small_records import publish_toy, toy_route, toy_store
 
 A, B, C = TaskName("a"), TaskName("b"), TaskName("c")
 

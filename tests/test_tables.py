@@ -17,7 +17,7 @@ from models.errors import InvalidData
 from models.image_folder import open_image_folder
 from models.labelled_table import read_table
 from models.names import TaskName
-from tests.drawn import draw, draw_folder
+from tests.support.images import draw, draw_folder
 
 Load = Callable[..., Task]
 PETS = {"cat": 6, "dog": 6}

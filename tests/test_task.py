@@ -15,8 +15,8 @@ from models.errors import InvalidConfig, InvalidData
 from models.labelled_table import Split
 from models.names import TaskName
 from models.preprocess import load_pixels
-from tests.drawn import draw_folder, zipped
-from tests.shared_data import shared_file
+from tests.support.images import draw_folder, zipped
+from tests.support.shared_data import shared_file
 
 PETS = TaskName("pets")
 Load = Callable[..., Task]

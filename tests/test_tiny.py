@@ -10,8 +10,8 @@ from evolve.onnx_route import OnnxRoute
 from evolve.publish import create_store
 from evolve.task import Task
 from models.root import load_root
-from tests.conftest import TINY_CONFIG, TINY_ROOT
-from tests.test_service_http import served
+from tests.support.in_process import served
+from tests.support.tiny import TINY_CONFIG, TINY_ROOT
 
 
 def test_from_labelled_images_to_an_answer(tmp_path: Path, toy_folder: Path, toy_task: Task) -> None:

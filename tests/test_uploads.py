@@ -14,7 +14,7 @@ from models.names import TaskName
 from models.release import Release
 from models.store import Store
 from models.uploads import Uploads, drop_unused
-from tests.service_store import TaskPlan, make_store
+from tests.support.stores import TaskPlan, make_store
 
 FIRST, BIRDS = TaskName("first"), TaskName("birds")
 

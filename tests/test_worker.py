@@ -27,8 +27,8 @@ from models.jobs import JOBS, Claim, Job, JobQueue, JobRequest, queue_url
 from models.names import TaskName
 from models.store import Store
 from models.uploads import Uploads, drop_unused
-from tests.conftest import TINY_CONFIG, draw_image_folder
-from tests.drawn import zipped
+from tests.support.images import zipped
+from tests.support.tiny import TINY_CONFIG, draw_image_folder
 
 BIRDS = TaskName("birds")
 

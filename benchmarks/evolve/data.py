@@ -11,7 +11,7 @@ from evolve.task import LabelledImages, Task, load_task
 from models.names import TaskName
 from models.root import load_root
 from models.store import Store
-from tests.shared_data import VARIABLE, shared_folder
+from tests.support.shared_data import VARIABLE, shared_folder
 
 CACHE = Path(__file__).parents[2] / ".cache" / "pixels"
 

@@ -28,7 +28,7 @@ from models.names import RouteId, TaskName
 from models.preprocess import load_pixels
 from models.store import Store
 from models.verify import verify
-from tests.service_store import ROOT, TaskPlan, make_store, route_logits, store_route
+from tests.support.stores import ROOT, TaskPlan, make_store, route_logits, store_route
 
 TASKS = 4
 ROUTES_PER_TASK = 5

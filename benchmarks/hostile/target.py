@@ -19,7 +19,7 @@ from benchmarks.hostile.pictures import tiny_photo
 from benchmarks.reload.__main__ import free_port, wait_until_ready
 from benchmarks.serving.routes import LIGHT
 from models.store import Store
-from tests.service_store import TaskPlan, make_store
+from tests.support.stores import TaskPlan, make_store
 
 WIDE_CLASSES = 40_000
 SAMPLE_S = 0.25

@@ -24,8 +24,8 @@ from evolve.hparams import DataHParams, OptimiserHParams
 from evolve.publish import create_store
 from models.root import load_root
 from models.store import Store
-from tests.service_store import TaskPlan, add_task
-from tests.shared_data import shared_folder
+from tests.support.shared_data import shared_folder
+from tests.support.stores import TaskPlan, add_task
 
 TASK = "devanagari"
 BUDGET_S = 300

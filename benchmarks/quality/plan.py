@@ -11,7 +11,7 @@ from evolve.halving import num_going_on
 from evolve.hparams import DataHParams
 from evolve.probe import FIT_IMAGES
 from evolve.run import RANKED_SEEDS
-from tests.shared_data import shared_folder
+from tests.support.shared_data import shared_folder
 
 FAMILIES = ("finetune", "freeze:6", "adapters:32", "probe")
 ROOT = "weights/vit_tiny_patch16_224.safetensors"

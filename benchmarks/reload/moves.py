@@ -14,7 +14,7 @@ from models.names import RouteId, TaskName
 from models.preprocess import load_pixels
 from models.release import Release
 from models.store import Store
-from tests.service_store import (
+from tests.support.stores import (
     WRONG,
     TaskPlan,
     damage,

@@ -16,7 +16,7 @@ from models.names import TaskName
 from models.root import load_root
 from models.route import Variant
 from models.store import Store
-from tests.shared_data import shared_folder
+from tests.support.shared_data import shared_folder
 
 ROOT = "weights/vit_tiny_patch16_224.safetensors"
 TASKS = {"devanagari": 32, "hoda_farsi": 32, "sign_digits": 64}  # where the search starts, in pixels

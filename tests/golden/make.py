@@ -9,7 +9,7 @@ from evolve.loop import evolve_task
 from evolve.publish import create_store
 from evolve.variants import lower_release
 from models.root import load_root
-from tests.conftest import TINY_CONFIG, TINY_ROOT, draw_image_folder, load_toy_task
+from tests.support.tiny import TINY_CONFIG, TINY_ROOT, draw_image_folder, load_toy_task
 
 
 def make_format_1(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Labelled images for tests, drawn by Pillow: each class has its own colour, each image its own shade."""
 
+import io
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,3 +37,10 @@ def zipped(folder: Path, *, below: str = "") -> Path:
         for file in sorted(folder.rglob("*")):
             archive.write(file, f"{below}{file.relative_to(folder)}")
     return path
+
+
+def picture(seed: int = 0, size: int = 24, kind: str = "PNG") -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()

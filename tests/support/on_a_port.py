@@ -18,7 +18,7 @@ from service.metrics import Metrics
 from service.protocol import protocol_class
 from service.server import Server, build_server
 from service.settings import Settings
-from tests.test_service_http import wait_for
+from tests.support.in_process import wait_for
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from models.store import Store
-from tests.service_store import TaskPlan, make_store
-from tests.test_serve_process import running, wait_until
+from tests.support.processes import running, wait_until
+from tests.support.stores import TaskPlan, make_store
 
 PLANS = (TaskPlan("first"), TaskPlan("second", seed=2), TaskPlan("secret", seed=3, private=True))
 

@@ -10,7 +10,7 @@ VARIABLE = "TEST_SHARED_DATA"  # not MU2NET_...: those are the server's settings
 
 def shared_folder() -> Path:
     """Return where real data would be; it may not exist."""
-    return Path(os.environ.get(VARIABLE, Path(__file__).parents[2] / "shared"))
+    return Path(os.environ.get(VARIABLE, Path(__file__).parents[3] / "shared"))
 
 
 def shared_file(name: str) -> Path:
