@@ -1,4 +1,4 @@
-"""README's commands do what README says: the blocks marked `<!-- run -->` are executed, in order, offline."""
+"""The commands of README and docs do what these say: blocks marked `<!-- run -->` are executed, in order, offline."""
 
 import re
 import shlex
@@ -18,15 +18,18 @@ from tests.support.processes import START_TIMEOUT_S, free_port, wait_until
 from tests.support.stores import TaskPlan, make_store
 from tests.support.tiny import TINY_ROOT, draw_image_folder
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "http-api.md")
+WITH_PYTHON = (ROOT / "README.md", ROOT / "docs" / "python-client.md")
 PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 SMALL = "--set generations=1 --set children_per_generation=2 --set epochs=1"
 BLOCK = re.compile(r"<!-- run -->\n```sh\n(.*?)```", re.DOTALL)
 
 
 def commands(port: int) -> list[str]:
-    """Return README's commands for a machine without network and without time, with another port."""
-    lines = [line for block in BLOCK.findall(README.read_text()) for line in block.splitlines()]
+    """Return the commands for a machine without network and without time, with another port."""
+    blocks = [block for page in PAGES for block in BLOCK.findall(page.read_text())]
+    lines = [line for block in blocks for line in block.splitlines()]
     return [
         line.partition("  #")[0]
         .replace("--root vit_tiny_patch16_224", f"--root {TINY_ROOT}")  # the hub is out of reach
@@ -81,19 +84,20 @@ def end_first_job(queue: JobQueue) -> None:
         pause.wait(0.02)
 
 
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
 def test_the_python_examples_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = draw_image_folder(tmp_path / "fish")
     shutil.make_archive(str(tmp_path / "fish"), "zip", images)
-    shutil.copy(images / "red" / "0.png", tmp_path / "rose.jpg")
+    for name in ("rose.jpg", "tulip.jpg"):
+        shutil.copy(images / "red" / "0.png", tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    examples = PYTHON.findall(README.read_text())
+    examples = PYTHON.findall(page.read_text())
     assert examples
     with listening(make_store(tmp_path / "store", TaskPlan("flowers")).folder) as (url, server):
-        worker = threading.Thread(target=end_first_job, args=(server.queue,))
+        worker = threading.Thread(target=end_first_job, args=(server.queue,), daemon=True)
         worker.start()
         for example in examples:
             exec(example.replace("http://127.0.0.1:3000", url), {})
-        worker.join()
     assert capsys.readouterr().out.startswith("flowers ")
