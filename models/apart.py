@@ -2,7 +2,10 @@
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
+
+from models.turn_length import LONG_S, ask_for_turns
 
 FOLDER = Path(__file__).parents[1]  # where the packages lie, wherever the first process was started
 
@@ -21,6 +24,13 @@ def environment() -> dict[str, str]:
 def without_threads() -> dict[str, str]:
     """Return `environment` for a process that computes no matrices: each thread of OpenBLAS would take memory."""
     return environment() | {"OPENBLAS_NUM_THREADS": "1"}
+
+
+def step_back(niceness: int) -> None:
+    """Let the process that started this one go first where cores are short."""
+    with suppress(OSError):
+        os.nice(niceness)
+    ask_for_turns(LONG_S)
 
 
 def limit_memory(max_bytes: int) -> None:

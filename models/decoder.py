@@ -93,7 +93,7 @@ def answer(requests: IO[bytes], answers: IO[bytes], *, seconds: float, max_bytes
 def main() -> None:
     parent, seconds, max_bytes = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
     end_with_parent(parent, grace_s=0.0)
-    os.nice(NICENESS)
+    apart.step_back(NICENESS)
     apart.limit_memory(max_bytes)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends this process

@@ -156,7 +156,7 @@ async def inspect_apart(path: Path, *, shown_as: str, max_bytes: int = MEMORY_LI
 def main() -> None:
     """Print what was found, or `{"problem": ...}`, as JSON."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.nice(NICENESS)
+    apart.step_back(NICENESS)
     path, shown_as, max_bytes = sys.argv[1:]
     apart.limit_memory(int(max_bytes))
     apart.limit_processor_time(CPU_LIMIT_S)

@@ -13,6 +13,8 @@ from pathlib import Path
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
+from models.turn_length import LONG_S, ask_for_turns
+
 # The arena grows by what is asked of it. Growing by doubling, the default, also doubles up to a request that
 # fails: after a huge one the next small one took nearly all of the machine's memory.
 AS_REQUESTED = {"arena_extend_strategy": 1}
@@ -34,6 +36,7 @@ def share_threads(threads: int) -> None:
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg(AS_REQUESTED))
     for thread in _threads() - before:
         os.setpriority(os.PRIO_PROCESS, thread, WORKERS_NICENESS)
+        ask_for_turns(LONG_S, thread)
 
 
 def _threads() -> set[int]:

@@ -28,6 +28,7 @@ from starlette.types import Receive, Scope, Send
 
 from models.errors import InvalidConfig, NotReady
 from models.family import end_with_parent
+from models.turn_length import SHORT_S, ask_for_turns
 from service import errors, views
 from service.door import Door, raised_file_limit
 from service.draining import drain_on_sigterm
@@ -120,6 +121,7 @@ class Mu2Net:
         write_json_logs()
         os.umask(0o077)  # what libraries write is nobody else's
         keep_large_blocks_apart()
+        ask_for_turns(SHORT_S)  # of this thread, and of those that it starts
         sys.setswitchinterval(SWITCH_S)
         settings = load_settings()
         if settings.parent not in (None, os.getpid()):  # the latter where BentoML serves within its own process

@@ -8,7 +8,8 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
+ARENAS = 2  # by default 8 for each core, of which each keeps what its threads have freed
 LARGE_BLOCK_BYTES = 4 * 2**20  # larger than activations of most batches, which come and go with each subgraph
 KEPT_FREE_BYTES = 32 * 2**20  # at the heap's end: giving it back and asking again would cost each request
 TRIM_S, TRIM_GROWTH_BYTES = 15.0, 16 * 2**20
@@ -39,6 +40,7 @@ def keep_large_blocks_apart() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
         libc.mallopt(M_TRIM_THRESHOLD, KEPT_FREE_BYTES)
+        libc.mallopt(M_ARENA_MAX, ARENAS)
 
 
 def give_back() -> None:

@@ -201,8 +201,7 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print is no answer
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a proof without its server is of no use
-    with suppress(OSError):
-        os.nice(NICENESS)
+    apart.step_back(NICENESS)
     try:
         found: dict[str, Any] = asdict(prove(request_of(json.load(sys.stdin))))
     except Exception as error:  # this process's boundary: the server reports it
