@@ -16,6 +16,7 @@ from service.http import create_app
 from service.metrics import Metrics
 from service.server import Server, build_server
 from service.settings import Settings
+from tests.support.images import picture
 
 LIMITS: dict[str, Any] = {
     "max_image_bytes": 40_000,
