@@ -35,7 +35,8 @@ def share_threads(threads: int) -> None:
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg(AS_REQUESTED))
     for thread in _threads() - before:
-        os.setpriority(os.PRIO_PROCESS, thread, WORKERS_NICENESS)
+        if os.getpriority(os.PRIO_PROCESS, thread) < WORKERS_NICENESS:  # only root may go back before it, as a worker's
+            os.setpriority(os.PRIO_PROCESS, thread, WORKERS_NICENESS)
         ask_for_turns(LONG_S, thread)
 
 

@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 # In a process of its own, since the arena is made once in a process: an allocation that no machine can serve,
 # then one that needs the arena to grow. Prints by how many MiB the second one made the process grow.
@@ -46,3 +49,25 @@ def test_an_allocation_that_failed_leaves_no_hunger_behind() -> None:
     nearly all memory of the machine at the next small one, and hundreds of MiB for its own book-keeping."""
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 64
+
+
+# Prints the niceness of the pool's threads, in a process that has one of its own.
+NICED = """
+import os, sys
+from pathlib import Path
+
+from models.onnx_threads import share_threads
+
+threads = lambda: {int(task.name) for task in Path("/proc/self/task").iterdir()}
+os.nice(int(sys.argv[1]))
+before = threads()
+share_threads(3)
+print(*(os.getpriority(os.PRIO_PROCESS, thread) for thread in threads() - before))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux lists threads")
+@pytest.mark.parametrize(("own", "expected"), [(0, "10 10"), (15, "15 15")])
+def test_the_pool_steps_back_and_never_before_its_process(own: int, expected: str) -> None:
+    done = subprocess.run([sys.executable, "-c", NICED, str(own)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected
