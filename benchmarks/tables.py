@@ -16,6 +16,7 @@ from benchmarks.results import FOLDER
 
 ROOT = Path(__file__).parents[1]
 MARKED = re.compile(r"<!-- results:(?P<name>[\w-]+) -->\n.*?<!-- /results -->", re.DOTALL)
+HEADLINES = "headlines"  # the mark of README's figures, out of several benchmarks
 
 
 def pages() -> list[Path]:
@@ -29,8 +30,11 @@ def with_tables(text: str) -> str:
 
 
 def _marked(name: str) -> str:
-    if name == "headlines":
-        return "\n".join([f"<!-- results:{name} -->", _headlines(), "<!-- /results -->"])
+    content = _headlines() if name == HEADLINES else _of_benchmark(name)
+    return "\n".join([f"<!-- results:{name} -->", content, "<!-- /results -->"])
+
+
+def _of_benchmark(name: str) -> str:
     results = _results(name)
     parts = [_table(results) if results else "Not measured yet."]
     if results and name == "quality":
@@ -39,7 +43,7 @@ def _marked(name: str) -> str:
         parts.append(search.table(results["raw"]))
     if results and name == "evolve-h100":
         parts.append(gpu.table(results["raw"]))
-    return "\n".join([f"<!-- results:{name} -->", "\n\n".join(parts), "<!-- /results -->"])
+    return "\n\n".join(parts)
 
 
 def _results(name: str) -> dict[str, Any] | None:
@@ -49,9 +53,8 @@ def _results(name: str) -> dict[str, Any] | None:
 
 def _headlines() -> str:
     """Return README's measured figures."""
-    values = {
-        bar["bar"]: bar["value"] for name in ("serving", "quality", "online") for bar in (_results(name) or {})["bars"]
-    }
+    found = filter(None, map(_results, ("serving", "quality", "online")))
+    values = {bar["bar"]: bar["value"] for results in found for bar in results["bars"]}
     sentences = [
         f"**Throughput.** 20 tasks on one server answer {values['serving-2']:.2f} times as many requests as with the "
         "best other server ([serving](docs/benchmarks/serving.md)).",

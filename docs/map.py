@@ -4,6 +4,7 @@ uv run python -m docs.map   rewrites it
 """
 
 import ast
+from itertools import groupby
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -20,16 +21,18 @@ def page() -> str:
         "",
     ]
     for package in PACKAGES:
-        for folder in sorted({path.parent for path in _files(package)}):
+        for folder, files in groupby(_files(package), key=lambda path: path.parent):
             lines += [f"## {folder.relative_to(ROOT)}", "", "| file | purpose |", "|---|---|"]
-            lines += [f"| {path.name} | {_purpose(path)} |" for path in _files(package) if path.parent == folder]
+            lines += [f"| {path.name} | {_purpose(path)} |" for path in files]
             lines.append("")
     return "\n".join(lines)
 
 
 def _files(package: str) -> list[Path]:
+    """Return a package's files, those of one folder side by side."""
     found = (ROOT / package).rglob("*.py")
-    return sorted(path for path in found if path.name != "__init__.py" and "__pycache__" not in path.parts)
+    files = [path for path in found if path.name != "__init__.py" and "__pycache__" not in path.parts]
+    return sorted(files, key=lambda path: (path.parent, path.name))
 
 
 def _purpose(path: Path) -> str:

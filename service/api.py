@@ -37,7 +37,7 @@ from service.http import create_app
 from service.listener import loop_class
 from service.logs import write_json_logs
 from service.loop_turns import LoopTurns
-from service.memory import keep_large_blocks_apart
+from service.memory import arrange_allocator
 from service.metrics import Metrics, forget_dead_processes
 from service.protocol import protocol_class
 from service.runtime import start_runtime
@@ -50,11 +50,8 @@ door = Door()
 uvicorn.config.HTTP_PROTOCOLS["auto"] = protocol_class(door)  # type: ignore[assignment]  # BentoML names none
 uvicorn.config.LOOP_FACTORIES["auto"] = "service.api:loop_factory"  # nor does it name one
 SWITCH_S = 0.0005  # that the event loop waits for a thread that computes, each time; 5 ms by default
-GC_THRESHOLDS = (
-    700,
-    10,
-    500,
-)  # seldom all objects: a request leaves no cycles, and looking at 2,000 requests takes 150 ms
+# All objects are searched seldom: requests leave no cycles, and to search 2,000 of them takes 150 ms.
+GC_THRESHOLDS = 700, 10, 500
 UNTRACED = [r"^[^/]+//[^/]+/(livez|readyz|healthz|metrics)$"]  # asked every few seconds
 
 
@@ -120,7 +117,7 @@ class Mu2Net:
     def __init__(self) -> None:
         write_json_logs()
         os.umask(0o077)  # what libraries write is nobody else's
-        keep_large_blocks_apart()
+        arrange_allocator()
         ask_for_turns(SHORT_S)  # of this thread, and of those that it starts
         sys.setswitchinterval(SWITCH_S)
         settings = load_settings()
